@@ -1,0 +1,184 @@
+//! Why a connection ended: one closed vocabulary, used alike as metric label and as log field.
+//!
+//! A reason answers three questions: whose doing it was ([`Side`]), when it happened ([`Phase`]) and what it was (the
+//! variant's word). `docs/close-reasons.md` has the table for operators, with ztunnel's `response_flags` beside each.
+
+/// Whose doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// Nobody's: a regular end.
+    Neither,
+    Downstream,
+    Upstream,
+    Proxy,
+}
+
+impl Side {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Neither => "-",
+            Self::Downstream => "downstream",
+            Self::Upstream => "upstream",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// When in a connection's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    Accept,
+    Resolve,
+    Connect,
+    Relay,
+    Drain,
+}
+
+impl Phase {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Resolve => "resolve",
+            Self::Connect => "connect",
+            Self::Relay => "relay",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// ztunnel's coarse word for the same thing, kept so that existing dashboards work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResponseFlag {
+    None,
+    Connect,
+    Deny,
+}
+
+impl ResponseFlag {
+    pub const ALL: [Self; 3] = [Self::None, Self::Connect, Self::Deny];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Connect => "CONNECT",
+            Self::Deny => "DENY",
+        }
+    }
+}
+
+macro_rules! close_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal, $side:ident, $phase:ident, $flag:ident, $text:literal;)*) => {
+        /// Why a connection ended.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum CloseReason { $($(#[$doc])* $variant,)* }
+
+        impl CloseReason {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The word in logs and metrics.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str { match self { $(Self::$variant => $word,)* } }
+
+            #[must_use]
+            pub const fn side(self) -> Side { match self { $(Self::$variant => Side::$side,)* } }
+
+            #[must_use]
+            pub const fn phase(self) -> Phase { match self { $(Self::$variant => Phase::$phase,)* } }
+
+            #[must_use]
+            pub const fn response_flag(self) -> ResponseFlag { match self { $(Self::$variant => ResponseFlag::$flag,)* } }
+
+            /// The sentence for the access log's `error` field; log queries made for ztunnel find their tokens in it.
+            #[must_use]
+            pub const fn text(self) -> &'static str { match self { $(Self::$variant => $text,)* } }
+        }
+    };
+}
+
+close_reasons! {
+    /// Both directions ended by FIN.
+    Finished = "finished", Neither, Relay, None, "";
+    DownstreamReset = "downstream_reset", Downstream, Relay, None, "receive: connection reset by the client";
+    UpstreamReset = "upstream_reset", Upstream, Relay, None, "send: connection reset by the destination";
+    /// The client acknowledged nothing for `keepalive.userTimeout`, or answered no keepalive probe.
+    DownstreamUserTimeout = "downstream_user_timeout", Downstream, Relay, Connect, "receive: the client is unreachable";
+    UpstreamUserTimeout = "upstream_user_timeout", Upstream, Relay, Connect, "send: the destination is unreachable";
+    /// Another error of the client's socket.
+    DownstreamError = "downstream_error", Downstream, Relay, Connect, "receive: error on the client's socket";
+    UpstreamError = "upstream_error", Upstream, Relay, Connect, "send: error on the destination's socket";
+    /// One half had ended and the other was silent for `relay.halfCloseLinger`.
+    HalfCloseLinger = "half_close_linger", Proxy, Relay, None, "half closed and silent for too long";
+    IdleTimeout = "idle_timeout", Proxy, Relay, None, "idle for too long";
+    MaxAge = "max_age", Proxy, Relay, None, "older than relay.maxAge";
+    /// The original destination could not be learned.
+    NoOriginalDst = "no_original_dst", Proxy, Accept, Connect, "connection failed: no original destination";
+    ConnectionLimit = "connection_limit", Proxy, Accept, Connect, "connection failed: too many connections";
+    SocksProtocol = "socks_protocol", Downstream, Accept, Connect, "connection failed: not a valid SOCKS5 request";
+    SocksTimeout = "socks_timeout", Downstream, Accept, Connect, "connection failed: no complete SOCKS5 request in time";
+    /// The client went away before its request was complete.
+    DownstreamGone = "downstream_gone", Downstream, Connect, Connect, "client disconnected before the destination answered";
+    /// The destination is one of adit's own ports on this host.
+    LoopRefused = "loop_refused", Proxy, Resolve, Connect, "attempted recursive call to ourselves";
+    /// An inbound destination that is not an address of this network namespace.
+    NotLocal = "not_local", Proxy, Resolve, Connect, "connection failed: destination is not an address of this host";
+    /// `egress: registryOnly` and the state does not know the destination.
+    UnknownDestination = "unknown_destination", Proxy, Resolve, Deny, "no service or workload for the destination";
+    /// A SOCKS5 client asked for a loopback or link-local address.
+    LocalDestination = "local_destination", Proxy, Resolve, Deny, "connection failed: loopback and link-local destinations are refused";
+    NameUnresolved = "name_unresolved", Proxy, Resolve, Connect, "connection failed: the name has no address";
+    NoServicePort = "no_service_port", Proxy, Resolve, Connect, "no healthy upstream: the service has no such port";
+    NoHealthyUpstream = "no_healthy_upstream", Proxy, Resolve, Connect, "no healthy upstream";
+    /// The target needs a tunnel, which is never replaced by carrying it in the clear.
+    TunnelUnsupported = "tunnel_unsupported", Proxy, Resolve, Connect, "no valid routing destination for workload: needs a tunnel";
+    ConnectRefused = "connect_refused", Upstream, Connect, Connect, "connection failed: connection refused";
+    ConnectTimeout = "connect_timeout", Upstream, Connect, Connect, "connection failed: timed out";
+    ConnectUnreachable = "connect_unreachable", Upstream, Connect, Connect, "connection failed: unreachable";
+    ConnectReset = "connect_reset", Upstream, Connect, Connect, "connection failed: connection reset";
+    /// adit itself could not open the socket.
+    ConnectError = "connect_error", Proxy, Connect, Connect, "connection failed: no socket";
+    /// `preserveSource: require` and the client's address could not be borrowed.
+    SourceUnavailable = "source_unavailable", Proxy, Connect, Connect, "connection failed: the client's address cannot be used";
+    Drain = "drain", Proxy, Drain, Connect, "connection closed due to connection drain";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn words_are_unique_and_lower_case() {
+        let words: BTreeSet<_> = CloseReason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(words.len(), CloseReason::ALL.len());
+        assert!(words.iter().all(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
+    }
+
+    #[test]
+    fn every_failure_says_what_happened() {
+        for reason in CloseReason::ALL {
+            assert_eq!(reason.text().is_empty(), *reason == CloseReason::Finished, "{reason:?}");
+        }
+    }
+
+    /// The operators' table says of every reason what the code says of it, in the same order, and nothing else.
+    #[test]
+    fn the_documented_table_agrees() {
+        let table: Vec<Vec<&str>> = include_str!("../../docs/close-reasons.md")
+            .lines()
+            .filter(|line| line.starts_with('|'))
+            .skip(2)
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        for (reason, row) in CloseReason::ALL.iter().zip(&table) {
+            let word = format!("`{}`", reason.as_str());
+            let want = [&*word, reason.side().as_str(), reason.phase().as_str(), reason.response_flag().as_str()];
+            assert_eq!(row.get(..4), Some(&want[..]));
+            let told: Vec<_> = row.iter().skip(4).map(|cell| cell.ends_with('.') || cell.ends_with('?')).collect();
+            assert_eq!(told, [true, true], "{reason:?}: what it means and what to do");
+        }
+        assert_eq!(table.len(), CloseReason::ALL.len());
+    }
+}
