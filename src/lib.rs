@@ -6,8 +6,10 @@
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `config` and `telemetry` share words; `lifecycle` stands alone.
+//! Imports only point downward: `files` and `lifecycle` import no other room, `net` only `config`.
 
 pub mod config;
+pub mod files;
 pub mod lifecycle;
+pub mod net;
 pub mod telemetry;

@@ -1,0 +1,106 @@
+//! File descriptors: the limit, raised once at start, and the budget that the data path lives within.
+//!
+//! The budget keeps a few descriptors back, so that admin, metrics and drain work while the data path has used up its
+//! share. Nothing is ever allocated by the limit: container runtimes set it to a billion.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Kept back from the data path for everything else the process opens: logs, files, admin and metrics connections.
+const RESERVE: usize = 32;
+
+/// Raises the soft limit of open files to the hard limit.
+///
+/// Returns (soft limit before, soft limit now). If the kernel refuses, both are the old one.
+#[must_use]
+pub fn raise_limit() -> (u64, u64) {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let before = current.unwrap_or(u64::MAX);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => (before, maximum.unwrap_or(u64::MAX)),
+        Err(_) => (before, before),
+    }
+}
+
+/// How many descriptors the process has open, from `/proc/self/fd`.
+#[must_use]
+pub fn open_now() -> usize {
+    // The listing itself holds one.
+    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1))
+}
+
+/// Counts the data path's descriptors against its share. Cheap to clone; one atomic operation per change.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    used: Arc<AtomicUsize>,
+    share: usize,
+}
+
+impl Budget {
+    /// `limit`: the soft limit; `others`: what is open before the data path starts.
+    #[must_use]
+    pub fn new(limit: u64, others: usize) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        Self { used: Arc::default(), share: limit.saturating_sub(others + RESERVE) }
+    }
+
+    /// Takes `count` descriptors from the share, or `None` when it is used up.
+    #[must_use]
+    pub fn take(&self, count: usize) -> Option<Lent> {
+        let before = self.used.fetch_add(count, Ordering::Relaxed);
+        if before + count > self.share {
+            self.used.fetch_sub(count, Ordering::Relaxed);
+            return None;
+        }
+        Some(Lent { budget: self.clone(), count })
+    }
+
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn share(&self) -> usize {
+        self.share
+    }
+}
+
+/// Descriptors that are accounted for; given back when dropped.
+#[derive(Debug)]
+pub struct Lent {
+    budget: Budget,
+    count: usize,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_is_what_is_left_and_comes_back() {
+        let budget = Budget::new(100, 20);
+        assert_eq!(budget.share(), 48);
+        let most = budget.take(47).expect("within the share");
+        assert!(budget.take(2).is_none());
+        let last = budget.take(1).expect("the last one");
+        drop(most);
+        assert_eq!(budget.used(), 1);
+        drop(last);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn an_infinite_limit_allocates_nothing() {
+        assert!(Budget::new(u64::MAX, 10).take(1).is_some());
+        assert!(Budget::new(10, 20).take(1).is_none());
+    }
+}

@@ -1,0 +1,138 @@
+//! Opening an upstream socket: every option that adit sets on what it dials is set here.
+//!
+//! NODELAY and the mark are set at once; keepalive and user timeout follow when the connection has lived for a second
+//! ([`crate::net::listen::set_keepalive`]), so that a short connection does not pay for them: until then the connect
+//! deadline bounds it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+
+use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::net::address::{UpstreamAddr, canonical};
+use crate::net::own_sockets::{OwnSocket, OwnSockets, Way};
+use crate::net::sockopt;
+
+/// What every upstream socket gets.
+#[derive(Debug, Clone, Copy)]
+pub struct DialOptions {
+    pub mark: Option<NonZeroU32>,
+    /// The client's address to connect from; needs `IP_TRANSPARENT`.
+    pub source: Option<IpAddr>,
+    pub way: Way,
+}
+
+/// What went wrong, by what it means for the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The source address cannot be borrowed.
+    #[error("cannot connect from {source_ip}")]
+    Source {
+        source_ip: IpAddr,
+        #[source]
+        error: io::Error,
+    },
+    /// No socket, or an option was refused.
+    #[error("cannot open a socket")]
+    Socket(#[source] io::Error),
+    /// The destination's or the network's answer.
+    #[error("cannot connect to {address}")]
+    Connect {
+        address: UpstreamAddr,
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// An established upstream connection.
+#[derive(Debug)]
+pub struct Dialled {
+    pub stream: TcpStream,
+    /// Registered as ours for as long as this lives.
+    pub own: OwnSocket,
+}
+
+/// Connects to `address`. Has no deadline of its own: the caller's stage has.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn dial(address: UpstreamAddr, options: DialOptions, own: &OwnSockets) -> Result<Dialled, DialError> {
+    let socket = open(address.socket_addr(), options)?;
+    let fail = |error| DialError::Connect { address, error };
+    let own = {
+        // Without a mark the rules may lead the connection back to us, to be accepted before `connect` returns.
+        let _dialling = options.mark.is_none().then(|| own.dialling());
+        match socket.connect(&address.socket_addr().into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
+            Err(error) => return Err(fail(error)),
+        }
+        let local = socket.local_addr().map_err(fail)?.as_socket().map_or(address.socket_addr(), canonical);
+        own.remember(local, options.way)
+    };
+    let stream = TcpStream::from_std(socket.into()).map_err(DialError::Socket)?;
+    stream.ready(Interest::WRITABLE).await.map_err(fail)?;
+    match stream.take_error().map_err(fail)? {
+        None => Ok(Dialled { stream, own }),
+        Some(error) => Err(fail(error)),
+    }
+}
+
+fn open(address: SocketAddr, options: DialOptions) -> Result<Socket, DialError> {
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None).map_err(DialError::Socket)?;
+    socket.set_tcp_nodelay(true).map_err(DialError::Socket)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark.get()).map_err(DialError::Socket)?;
+    }
+    if let Some(source_ip) = options.source {
+        borrow_source(&socket, source_ip).map_err(|error| DialError::Source { source_ip, error })?;
+    }
+    Ok(socket)
+}
+
+/// Binds to an address that is not ours, leaving the port to `connect`.
+fn borrow_source(socket: &Socket, source_ip: IpAddr) -> io::Result<()> {
+    if source_ip.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+        socket.set_freebind_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    }
+    sockopt::set_bind_address_no_port(socket)?;
+    socket.bind(&SocketAddr::new(source_ip, 0).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::listen::tests::loopback_listener;
+
+    const PLAIN: DialOptions = DialOptions { mark: None, source: None, way: Way::Out };
+
+    #[tokio::test]
+    async fn a_dialled_socket_is_known_as_ours_until_dropped() {
+        let listener = loopback_listener();
+        let own = OwnSockets::default();
+        let address = UpstreamAddr::new(listener.local_addr().expect("address"));
+        let dialled = dial(address, PLAIN, &own).await.expect("connect");
+        assert!(dialled.stream.nodelay().expect("nodelay"));
+        let peer = listener.accept().expect("accept").1;
+        assert!(own.contains(peer));
+        drop(dialled);
+        assert!(!own.contains(peer));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_where() {
+        let address = UpstreamAddr::new(loopback_listener().local_addr().expect("address"));
+        let error = dial(address, PLAIN, &OwnSockets::default()).await.expect_err("nobody listens any more");
+        assert_eq!(error.to_string(), format!("cannot connect to {address}"));
+        assert!(matches!(error, DialError::Connect { error, .. } if error.kind() == io::ErrorKind::ConnectionRefused));
+    }
+}

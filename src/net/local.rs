@@ -1,0 +1,116 @@
+//! Which addresses are this network namespace's own.
+//!
+//! Asked of the kernel by binding a datagram socket to the address, which also answers rightly for whole local ranges
+//! (`ip route add local ..`). Where `ip_nonlocal_bind` makes every bind succeed, the route decides instead: a datagram
+//! socket connected to one of our own addresses gets that very address as its source. Fails closed for dialling in: an
+//! address that cannot be examined counts as not local.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+/// How long an answer is believed: addresses come and go, and an inbound connection asks every time.
+const BELIEVED: Duration = Duration::from_secs(1);
+/// How many addresses a cache remembers before it starts over.
+const REMEMBERED: usize = 1024;
+
+/// Remembers answers for a second. One per worker; not shared.
+#[derive(Debug)]
+pub struct LocalAddresses {
+    nonlocal_bind: bool,
+    known: HashMap<IpAddr, (bool, Instant)>,
+}
+
+impl Default for LocalAddresses {
+    fn default() -> Self {
+        let on = |path| std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+        Self {
+            nonlocal_bind: on("/proc/sys/net/ipv4/ip_nonlocal_bind") || on("/proc/sys/net/ipv6/ip_nonlocal_bind"),
+            known: HashMap::new(),
+        }
+    }
+}
+
+impl LocalAddresses {
+    /// Whether `ip` (canonical) is an address of this network namespace. Loopback and unspecified addresses are.
+    pub fn contains(&mut self, ip: IpAddr) -> bool {
+        if ip.is_loopback() || ip.is_unspecified() {
+            return true;
+        }
+        let now = Instant::now();
+        if let Some((answer, at)) = self.known.get(&ip)
+            && now.duration_since(*at) < BELIEVED
+        {
+            return *answer;
+        }
+        let answer = if self.nonlocal_bind { routes_to_itself(ip) } else { binds(ip) };
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
+        }
+        self.known.insert(ip, (answer, now));
+        answer
+    }
+}
+
+fn datagram(ip: IpAddr) -> Option<Socket> {
+    let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    Socket::new(domain, Type::DGRAM, None).ok()
+}
+
+fn binds(ip: IpAddr) -> bool {
+    datagram(ip).is_some_and(|socket| socket.bind(&SocketAddr::new(ip, 0).into()).is_ok())
+}
+
+fn routes_to_itself(ip: IpAddr) -> bool {
+    // The discard port; nothing is sent by connecting a datagram socket.
+    datagram(ip)
+        .filter(|socket| socket.connect(&SocketAddr::new(ip, 9).into()).is_ok())
+        .and_then(|socket| socket.local_addr().ok()?.as_socket())
+        .is_some_and(|local| local.ip() == ip)
+}
+
+/// Whether `ip` can only mean this host or its link: loopback, link-local, unspecified.
+#[must_use]
+pub fn is_loopback_or_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip == Ipv4Addr::BROADCAST,
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip == Ipv6Addr::UNSPECIFIED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_local_and_documentation_ranges_are_not() {
+        let mut local = LocalAddresses::default();
+        for (ip, want) in [
+            ("127.0.0.1", true),
+            ("127.200.3.4", true),
+            ("::1", true),
+            ("0.0.0.0", true),
+            ("::", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(local.contains(ip.parse().expect("address")), want, "{ip}");
+        }
+    }
+
+    #[test]
+    fn routes_agree_about_foreign_addresses() {
+        assert!(!routes_to_itself("192.0.2.1".parse().expect("address")));
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        let mut local = LocalAddresses::default();
+        for low in 0..2 * u32::try_from(REMEMBERED).expect("small") {
+            local.contains(IpAddr::V4(Ipv4Addr::from(0xc000_0200 + (low << 8))));
+        }
+        assert!(local.known.len() <= REMEMBERED);
+    }
+}

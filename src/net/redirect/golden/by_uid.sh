@@ -1,0 +1,34 @@
+nft -f - <<'END'
+table inet adit
+delete table inet adit
+table inet adit {
+	chain outbound {
+		type nat hook output priority -110; policy accept;
+		meta l4proto != tcp return
+		meta skuid 1000 return comment "opened by adit"
+		oif lo return comment "to an address of this namespace"
+		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
+		ip6 daddr fe80::/10 return comment "link-local"
+		meta l4proto tcp counter redirect to :15001 comment "captured"
+	}
+
+	chain inbound {
+		type nat hook prerouting priority -110; policy accept;
+		meta l4proto != tcp return
+		iif lo return comment "from this namespace"
+		fib daddr type != local return comment "forwarded: not to an address of this namespace"
+		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
+		tcp dport { 15000, 15008, 15020-15021, 15053, 15080 } return comment "adit's own doors"
+		ip6 saddr fe80::/10 return comment "link-local"
+		meta l4proto tcp counter redirect to :15006 comment "captured"
+	}
+
+}
+END
+ip -4 rule del priority 111 fwmark 0x111/0xfff lookup 44311 2>/dev/null
+ip -4 rule del priority 112 fwmark 0x112/0xfff lookup 44311 2>/dev/null
+ip -4 route del local default dev lo table 44311 2>/dev/null
+ip -6 rule del priority 111 fwmark 0x111/0xfff lookup 44311 2>/dev/null
+ip -6 rule del priority 112 fwmark 0x112/0xfff lookup 44311 2>/dev/null
+ip -6 route del local default dev lo table 44311 2>/dev/null
+true

@@ -1,0 +1,23 @@
+nft -f - <<'END'
+table inet adit
+delete table inet adit
+table inet adit {
+	chain outbound {
+		type nat hook output priority -110; policy accept;
+		meta l4proto != tcp return
+		meta mark & 0xfff == 0x539 return comment "opened by adit"
+		oif lo return comment "to an address of this namespace"
+		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
+		ip6 daddr fe80::/10 return comment "link-local"
+		meta l4proto tcp counter redirect to :15001 comment "captured"
+	}
+
+}
+END
+ip -4 rule del priority 111 fwmark 0x111/0xfff lookup 44311 2>/dev/null
+ip -4 rule del priority 112 fwmark 0x112/0xfff lookup 44311 2>/dev/null
+ip -4 route del local default dev lo table 44311 2>/dev/null
+ip -6 rule del priority 111 fwmark 0x111/0xfff lookup 44311 2>/dev/null
+ip -6 rule del priority 112 fwmark 0x112/0xfff lookup 44311 2>/dev/null
+ip -6 route del local default dev lo table 44311 2>/dev/null
+true
