@@ -3,13 +3,15 @@
 //! Everything is on one of four paths, each one-way; so far:
 //!
 //! ```text
+//! IDENTITY  certificates -> TLS configs -> watch channel -> read per handshake by DATA     (identity; no tunnels yet)
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `files` and `lifecycle` import no other room, `net` only `config`.
+//! Imports only point downward: `identity -> { files, config, telemetry, lifecycle, net }`.
 
 pub mod config;
 pub mod files;
+pub mod identity;
 pub mod lifecycle;
 pub mod net;
 pub mod telemetry;

@@ -1,0 +1,37 @@
+//! IDENTITY: who we are, whom we trust, and the TLS configurations made of both.
+//!
+//! ```text
+//! source (dev | files) -> credentials (checked as one unit) -> TLS configs -> watch channel -> read per handshake
+//!                         pem, certificate, crl, spiffe         tls, handshake, verify   rotation
+//! ```
+//!
+//! Fails closed everywhere: material that does not fit together is never published, the old stays in force, and
+//! without any there are no handshakes. Deliberately absent: the tunnels that will use this.
+
+pub mod authority;
+pub mod certificate;
+pub mod credentials;
+pub mod crl;
+pub mod dev;
+pub mod files;
+#[cfg(test)]
+mod fixture;
+mod handshake;
+pub mod pem;
+pub mod plan;
+mod provider;
+pub mod rotation;
+pub mod schedule;
+pub mod source;
+pub mod spiffe;
+pub mod status;
+pub mod tls;
+pub mod verify;
+
+pub use credentials::{Credentials, CredentialsError, TrustBundle};
+pub use rotation::{Rotation, Rotator};
+pub use source::Source;
+pub use spiffe::{SpiffeId, TrustDomain};
+pub use status::{IdentityMetrics, IdentityStatus};
+pub use tls::TlsGeneration;
+pub use verify::{PeerError, PeerIdentity};

@@ -1,0 +1,240 @@
+//! The files source: certificate, key, roots and revocation lists that somebody else writes.
+//!
+//! ```text
+//! wake-up -> scan until two looks agree -> PEM -> Credentials
+//! ```
+//!
+//! All files are read in one look, and the look starts over when a folder's `..data` link (as Kubernetes swaps volumes)
+//! moves meanwhile; so key, chain, roots and lists of one generation come together. Content decides, not events. Half a
+//! pair does not fit together, so it is refused and the old stays until the other half has come.
+//!
+//! Fails closed: what is missing or unreadable at the start means no credentials, never an empty trust store and never
+//! revocation off. Later, bad revocation lists keep the ones in force, and the rest is taken: loud, and no outage.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio::time::{Instant, sleep};
+
+use crate::files::{self, Bounds, ContentHash, Effort, FileSet, Pace, Scan, Wakeups, WatchMode};
+use crate::identity::certificate::CertificateFacts;
+use crate::identity::credentials::{Credentials, CredentialsError, TrustBundle};
+use crate::identity::crl::RevocationSet;
+use crate::identity::pem::{self, PemFault};
+use crate::identity::source::{Fault, Fetched, Pending, Source};
+use crate::identity::spiffe::SpiffeId;
+
+const NAME: &str = "files";
+const BOUNDS: Bounds = Bounds { file_bytes: 16 << 20, total_bytes: 64 << 20, files: 256 };
+/// How often a look starts over when links move under it.
+const ATTEMPTS: usize = 5;
+
+/// Which files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The leaf, then what stands between it and a root.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub roots: Vec<PathBuf>,
+    pub crls: Vec<PathBuf>,
+}
+
+pub struct FilesSource {
+    wakeups: Wakeups,
+    pace: Pace,
+    /// Never contended: one blocking task at a time.
+    reader: Arc<Mutex<Reader>>,
+}
+
+struct Reader {
+    files: FileSet,
+    places: Places,
+    id: SpiffeId,
+    /// What was last decided on.
+    decided: Option<ContentHash>,
+    /// The last good lists.
+    revoked: Option<Arc<RevocationSet>>,
+}
+
+impl std::fmt::Debug for FilesSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FilesSource")
+    }
+}
+
+impl FilesSource {
+    #[must_use]
+    pub fn new(places: Places, id: SpiffeId, pace: Pace, mode: WatchMode) -> Self {
+        let all = [&places.cert, &places.key].into_iter().chain(&places.roots).chain(&places.crls).cloned().collect();
+        let (files, wakeups) = files::watch(all, BOUNDS, pace, mode);
+        let reader = Reader { files, places, id, decided: None, revoked: None };
+        Self { wakeups, pace, reader: Arc::new(Mutex::new(reader)) }
+    }
+
+    async fn with_reader<T: Send + 'static>(
+        reader: &Arc<Mutex<Reader>>,
+        work: impl FnOnce(&mut Reader) -> T + Send + 'static,
+    ) -> Result<T, CredentialsError> {
+        let reader = Arc::clone(reader);
+        let done =
+            tokio::task::spawn_blocking(move || work(&mut reader.lock().unwrap_or_else(PoisonError::into_inner)));
+        done.await.map_err(|error| CredentialsError::Authority(error.to_string()))
+    }
+}
+
+impl Source for FilesSource {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn issues(&self) -> bool {
+        false
+    }
+
+    fn changed(&mut self) -> Pending<'_, ()> {
+        Box::pin(async {
+            loop {
+                let effort = self.wakeups.next().await;
+                let differs = Self::with_reader(&self.reader, move |reader| {
+                    let digest = reader.look(effort).digest;
+                    reader.decided != Some(digest)
+                });
+                if differs.await.unwrap_or(true) {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, CredentialsError>> {
+        Box::pin(async move {
+            let give_up = Instant::now() + self.pace.settle_max;
+            let mut before = None;
+            loop {
+                let patient = Instant::now() < give_up;
+                let done = Self::with_reader(&self.reader, move |reader| {
+                    let scan = reader.look(Effort::Full);
+                    let settled = before == Some(scan.digest) || !patient;
+                    (scan.digest, settled.then(|| reader.decide(&scan, now)))
+                });
+                match done.await? {
+                    (_, Some(fetched)) => return fetched,
+                    (digest, None) => before = Some(digest),
+                }
+                sleep(self.pace.settle).await;
+            }
+        })
+    }
+}
+
+impl Reader {
+    /// One look at all files, between two moves of their folders' links.
+    fn look(&mut self, effort: Effort) -> Scan {
+        let mut attempt = 1;
+        loop {
+            let before = self.links();
+            let scan = self.files.scan(effort, |_, _| false);
+            if attempt == ATTEMPTS || before == self.links() {
+                return scan;
+            }
+            attempt += 1;
+        }
+    }
+
+    fn links(&self) -> Vec<Option<PathBuf>> {
+        let link = |path: &PathBuf| fs::read_link(path.parent()?.join("..data")).ok();
+        self.files.sources().iter().map(link).collect()
+    }
+
+    fn decide(&mut self, scan: &Scan, now: SystemTime) -> Result<Fetched, CredentialsError> {
+        self.decided = Some(scan.digest);
+        let content = Content::of(scan);
+        let mut faults = Vec::new();
+        let revoked = match self.read_lists(&content, now) {
+            Ok(revoked) => revoked,
+            Err(error) => {
+                let Some(kept) = &self.revoked else { return Err(error) };
+                faults.push(Fault { reason: "crl", message: format!("{error}; the revocation lists in force stay") });
+                Arc::clone(kept)
+            }
+        };
+        for list in revoked.expired(now) {
+            let message = format!("the revocation list of {} has expired; it stays in force", list.issuer);
+            faults.push(Fault { reason: "crl_expired", message });
+        }
+        // Kept even if the rest is bad: what has been revoked stays so at the next look.
+        self.revoked = Some(Arc::clone(&revoked));
+        let mut roots = Vec::new();
+        for file in &self.places.roots {
+            roots.extend(certificates(file, content.bytes(file)?)?);
+        }
+        let bundle = TrustBundle::new(&roots, revoked)?;
+        let mut chain = certificates(&self.places.cert, content.bytes(&self.places.cert)?)?;
+        // Peers have their own roots; sending ours is bytes for nothing.
+        let mut index = 0;
+        chain.retain(|certificate| {
+            index += 1;
+            index == 1 || !roots.contains(certificate)
+        });
+        let key = pem::private_key(&self.places.key, content.bytes(&self.places.key)?)?;
+        let credentials = Credentials::new(chain, &key, Arc::new(bundle), &self.id, now)?;
+        Ok(Fetched { credentials, faults })
+    }
+
+    /// The lists of all files; those in force rather than ones that are older and expired.
+    fn read_lists(&self, content: &Content, now: SystemTime) -> Result<Arc<RevocationSet>, CredentialsError> {
+        let files = self.places.crls.iter().map(|file| Ok((file.as_path(), content.bytes(file)?)));
+        let files = files.collect::<Result<Vec<_>, CredentialsError>>()?;
+        let read = RevocationSet::read(files)?;
+        if let (Some(list), Some(kept)) = (read.expired(now).next(), &self.revoked)
+            && kept.digest() != read.digest()
+        {
+            let file = self.places.crls.first().cloned().unwrap_or_default();
+            return Err(CredentialsError::Unreadable {
+                file,
+                error: format!("the list of {} has expired", list.issuer),
+            });
+        }
+        Ok(Arc::new(read))
+    }
+}
+
+/// What was read, by path.
+struct Content {
+    bytes: HashMap<PathBuf, Arc<[u8]>>,
+    errors: HashMap<PathBuf, String>,
+}
+
+impl Content {
+    fn of(scan: &Scan) -> Self {
+        let bytes = scan.files.iter().filter_map(|file| Some((file.path.clone(), file.bytes.clone()?)));
+        let errors = scan.errors.iter().map(|error| (error.path.clone(), error.fault.to_string()));
+        Self { bytes: bytes.collect(), errors: errors.collect() }
+    }
+
+    fn bytes(&self, file: &Path) -> Result<&[u8], CredentialsError> {
+        self.bytes.get(file).map(|bytes| &**bytes).ok_or_else(|| {
+            let error = self.errors.get(file).cloned().unwrap_or_else(|| "it is not a file".to_owned());
+            CredentialsError::Unreadable { file: file.to_owned(), error }
+        })
+    }
+}
+
+/// The certificates of a file, each known to be well-formed, so that the error names the block.
+pub fn certificates(
+    file: &Path,
+    bytes: &[u8],
+) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, CredentialsError> {
+    let found = pem::certificates(file, bytes)?.into_iter().map(|(block, certificate)| {
+        CertificateFacts::of(&certificate)
+            .map(|_facts| certificate)
+            .map_err(|why| pem::error(file, Some(block), PemFault::Content(why.to_string())).into())
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests;

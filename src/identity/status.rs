@@ -1,0 +1,194 @@
+//! What there is to see of an identity: the document of `GET /certs`, and its metrics. Never a key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::identity::certificate::CertificateFacts;
+use crate::identity::credentials::{Credentials, Root};
+use crate::identity::source::Fault;
+use crate::telemetry::family;
+use crate::telemetry::text::Rfc3339;
+
+/// A root that is no longer trusted for new connections; what still lives may do so until then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetiredRoot {
+    pub root: Root,
+    pub until: SystemTime,
+}
+
+/// The last failure to get credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub at: SystemTime,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct IdentityStatus {
+    pub source: &'static str,
+    /// Zero: there are no credentials yet.
+    pub generation: u64,
+    pub credentials: Option<Arc<Credentials>>,
+    pub published_at: Option<SystemTime>,
+    pub retired: Vec<RetiredRoot>,
+    pub last_failure: Option<Failure>,
+    /// In a row.
+    pub failures: u32,
+    /// By reason, since the start.
+    pub failed: BTreeMap<&'static str, u64>,
+    pub faults: Vec<Fault>,
+}
+
+impl IdentityStatus {
+    /// Why there can be no handshakes; nothing: there can.
+    #[must_use]
+    pub fn blocked(&self, now: SystemTime) -> Option<String> {
+        let last = || self.last_failure.as_ref().map_or_else(String::new, |failure| format!(": {}", failure.message));
+        let Some(credentials) = &self.credentials else {
+            return Some(format!("there is no certificate yet{}", last()));
+        };
+        let until = credentials.not_after();
+        if until < now {
+            let until = Rfc3339(until);
+            return Some(format!("the certificate of {} expired at {until}{}", credentials.id(), last()));
+        }
+        credentials.revoked().then(|| format!("the certificate of {} is revoked", credentials.id()))
+    }
+
+    /// The document of `GET /certs`.
+    #[must_use]
+    pub fn to_json(&self, now: SystemTime) -> Value {
+        let mut document = json!({
+            "source": self.source,
+            "generation": self.generation,
+            "publishedAt": self.published_at.map(shown),
+            "blocked": self.blocked(now),
+            "retiredRoots": self.retired.iter().map(|retired| {
+                let mut document = certificate_json(&retired.root);
+                set(&mut document, "trustedUntil", json!(shown(retired.until)));
+                document
+            }).collect::<Vec<_>>(),
+            "failuresInARow": self.failures,
+            "lastFailure": self.last_failure.as_ref().map(|failure| {
+                json!({ "at": shown(failure.at), "reason": failure.reason, "message": failure.message })
+            }),
+            "faults": self.faults.iter().map(|fault| {
+                json!({ "reason": fault.reason, "message": fault.message })
+            }).collect::<Vec<_>>(),
+        });
+        if let (Some(credentials), Some(document)) = (&self.credentials, document.as_object_mut())
+            && let Value::Object(parts) = credentials_json(credentials)
+        {
+            document.extend(parts);
+        }
+        document
+    }
+}
+
+/// Identity, chain, which root it ends at, and the bundle.
+#[must_use]
+pub fn credentials_json(credentials: &Credentials) -> Value {
+    let root = credentials.root();
+    let roots = credentials.bundle().roots().iter().map(|known| {
+        let mut document = certificate_json(known);
+        set(&mut document, "signedOwn", json!(known == root));
+        document
+    });
+    let lists = credentials.bundle().revoked.facts.iter().map(|list| {
+        json!({
+            "issuer": list.issuer,
+            "thisUpdate": shown(list.this_update),
+            "nextUpdate": list.next_update.map(shown),
+            "revoked": list.revoked,
+        })
+    });
+    json!({
+        "identity": credentials.id().as_str(),
+        "notAfter": shown(credentials.not_after()),
+        "chain": credentials.chain().iter().map(certificate_json).collect::<Vec<_>>(),
+        "root": &*root.fingerprint,
+        "roots": roots.collect::<Vec<_>>(),
+        "revocationLists": lists.collect::<Vec<_>>(),
+        "revoked": credentials.revoked(),
+    })
+}
+
+#[must_use]
+pub fn certificate_json(facts: &CertificateFacts) -> Value {
+    json!({
+        "subject": &*facts.subject,
+        "issuer": &*facts.issuer,
+        "serial": &*facts.serial,
+        "notBefore": shown(facts.validity.not_before),
+        "notAfter": shown(facts.validity.not_after),
+        "fingerprint": &*facts.fingerprint,
+    })
+}
+
+fn set(document: &mut Value, key: &str, value: Value) {
+    if let Some(document) = document.as_object_mut() {
+        document.insert(key.to_owned(), value);
+    }
+}
+
+fn shown(time: SystemTime) -> String {
+    Rfc3339(time).to_string()
+}
+
+/// Shows the status at every scrape.
+#[derive(Debug)]
+pub struct IdentityMetrics(pub watch::Receiver<Arc<IdentityStatus>>);
+
+impl Collector for IdentityMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = Arc::clone(&self.0.borrow());
+        let encoder = &mut encoder;
+        let mut certificates: Vec<(&'static str, String, &CertificateFacts)> = Vec::new();
+        if let Some(credentials) = &status.credentials {
+            for (index, certificate) in credentials.chain().iter().enumerate() {
+                match index {
+                    0 => certificates.push(("leaf", credentials.id().to_string(), certificate)),
+                    _ => certificates.push(("intermediate", certificate.subject.to_string(), certificate)),
+                }
+            }
+            let roots = credentials.bundle().roots().iter();
+            certificates.extend(roots.map(|root| ("root", root.subject.to_string(), &**root)));
+        }
+        let samples = certificates.iter().map(|(kind, identity, certificate)| {
+            let labels = [("kind", *kind), ("identity", identity.as_str()), ("serial", &*certificate.serial)];
+            (labels, unix(certificate.validity.not_after))
+        });
+        let help = "When a certificate of ours or a trusted root expires, since the Unix epoch in seconds";
+        family::gauges(encoder, "adit_cert_expiry_timestamp_seconds", help, samples)?;
+        family::counters(
+            encoder,
+            "adit_identity_failures",
+            "Failures to get or renew credentials, and faults in what was got",
+            status.failed.iter().map(|(reason, count)| ([("reason", *reason)], *count)),
+        )?;
+        family::gauge(
+            encoder,
+            "adit_identity_generation",
+            "How often credentials were published; zero: there are none",
+            status.generation,
+        )?;
+        family::gauge(
+            encoder,
+            "adit_identity_not_for_production",
+            "Whether the identity comes from the dev source",
+            u64::from(status.source == super::dev::NAME),
+        )
+    }
+}
+
+fn unix(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

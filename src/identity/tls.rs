@@ -1,0 +1,155 @@
+//! TLS configurations, built once per generation of credentials.
+//!
+//! TLS 1.3 only. ALPN is `h2`; a client that offers none is accepted, one that offers only others is not. Key exchange
+//! is hybrid post-quantum first, with classical fallback. AES-128-GCM comes first where the processor has AES. Nothing
+//! is resumed: no tickets, no session store, since a resumed handshake would skip the verification of the client.
+//! No name is sent or checked: peers are known by SPIFFE id.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, ServerConfig, version};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::identity::credentials::Credentials;
+use crate::identity::handshake::{Core, TargetVerifier, WorkloadVerifier};
+use crate::identity::provider::PROVIDER;
+use crate::identity::spiffe::{SpiffeId, TrustDomain};
+use crate::identity::verify::{PeerIdentity, unix};
+
+const ALPN: &[u8] = b"h2";
+
+/// What time it is; an argument wherever it matters.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// One generation: credentials and the configurations made of them.
+pub struct TlsGeneration {
+    pub number: u64,
+    pub credentials: Arc<Credentials>,
+    core: Arc<Core>,
+    server: Arc<ServerConfig>,
+    client: ClientConfig,
+}
+
+/// The library refused to build a configuration: a bug, or a provider without TLS 1.3.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up TLS")]
+pub struct TlsError(#[source] rustls::Error);
+
+/// The real time.
+#[must_use]
+pub fn system_clock() -> Clock {
+    Arc::new(SystemTime::now)
+}
+
+impl TlsGeneration {
+    /// `accepted`: the trust domains whose workloads may connect to us.
+    pub fn new(
+        number: u64,
+        credentials: Arc<Credentials>,
+        accepted: Arc<[TrustDomain]>,
+        clock: &Clock,
+    ) -> Result<Self, TlsError> {
+        let core = Arc::new(Core::new(Arc::clone(credentials.bundle())));
+        let time: Arc<dyn TimeProvider> = Arc::new(Time(Arc::clone(clock)));
+        let key = credentials.certified_key();
+        let verifier = Arc::new(WorkloadVerifier { core: Arc::clone(&core), accepted });
+        let mut server = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&time))
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(TlsError)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(Always(Arc::clone(&key))));
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        server.ignore_client_order = true;
+        let nobody = Arc::new(TargetVerifier { core: Arc::clone(&core), wanted: [].into() });
+        let mut client = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), time)
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(TlsError)?
+            .dangerous()
+            .with_custom_certificate_verifier(nobody)
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        client.resumption = Resumption::disabled();
+        client.enable_sni = false;
+        Ok(Self { number, credentials, core, server: Arc::new(server), client })
+    }
+
+    /// Whether the own certificate is still valid: with one that is not, no handshake should be begun.
+    #[must_use]
+    pub fn is_current(&self, now: SystemTime) -> bool {
+        now <= self.credentials.not_after()
+    }
+
+    /// For accepting connections of any workload of an accepted trust domain.
+    #[must_use]
+    pub const fn server(&self) -> &Arc<ServerConfig> {
+        &self.server
+    }
+
+    /// For connecting to a target that is one of `wanted`. Cheap, but keep it beside the target: nothing is rebuilt.
+    #[must_use]
+    pub fn client(&self, wanted: Arc<[SpiffeId]>) -> Arc<ClientConfig> {
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(TargetVerifier { core: Arc::clone(&self.core), wanted });
+        let mut config = self.client.clone();
+        config.dangerous().set_certificate_verifier(verifier);
+        Arc::new(config)
+    }
+
+    /// Who is at the other end of a connection whose handshake is complete: `presented` is its `peer_certificates()`.
+    /// Ask right after the handshake; nothing means that the connection must be refused.
+    #[must_use]
+    pub fn peer(&self, presented: Option<&[CertificateDer<'_>]>) -> Option<Arc<PeerIdentity>> {
+        self.core.peer(presented?)
+    }
+}
+
+/// The name that the library asks for and that nothing looks at.
+#[must_use]
+pub fn no_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())
+}
+
+impl fmt::Debug for TlsGeneration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, credentials, .. } = self;
+        f.debug_struct("TlsGeneration")
+            .field("number", number)
+            .field("credentials", credentials)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One certificate, whatever name is asked for.
+#[derive(Debug)]
+struct Always(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Always {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+struct Time(Clock);
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Time")
+    }
+}
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix((self.0)()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustls::{ClientConnection, Connection, ServerConnection};
+
+use super::*;
+use crate::identity::authority::{Authority, Issued};
+use crate::identity::fixture::{DAY, bundle, credentials, domains, id, leaf, lists, root, serial};
+use crate::identity::verify::PeerError;
+
+fn generation(authority: &Authority, roots: &[&Authority], name: &str, crls: &[&str], clock: &Clock) -> TlsGeneration {
+    let id = id(name);
+    let made = credentials(&leaf(authority, &id), &[], bundle(roots, lists(crls)), &id).unwrap();
+    TlsGeneration::new(1, Arc::new(made), domains(&["cluster.local"]), clock).unwrap()
+}
+
+/// Hands bytes to and fro until nobody has any, or one side refuses.
+fn shake(client: &mut ClientConnection, server: &mut ServerConnection) -> Result<(), (&'static str, rustls::Error)> {
+    for _ in 0..10 {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).unwrap();
+        }
+        let mut reader = bytes.as_slice();
+        while !reader.is_empty() {
+            server.read_tls(&mut reader).unwrap();
+            server.process_new_packets().map_err(|error| ("server", error))?;
+        }
+        let mut bytes = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).unwrap();
+        }
+        let mut reader = bytes.as_slice();
+        while !reader.is_empty() {
+            client.read_tls(&mut reader).unwrap();
+            client.process_new_packets().map_err(|error| ("client", error))?;
+        }
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok(())
+}
+
+fn meet(
+    from: &TlsGeneration,
+    to: &TlsGeneration,
+    wanted: &[&str],
+) -> Result<(ClientConnection, ServerConnection), (&'static str, rustls::Error)> {
+    let wanted = wanted.iter().map(|name| id(name)).collect();
+    let mut client = ClientConnection::new(from.client(wanted), no_name()).unwrap();
+    let mut server = ServerConnection::new(Arc::clone(to.server())).unwrap();
+    shake(&mut client, &mut server).map(|()| (client, server))
+}
+
+fn refusal(
+    result: Result<(ClientConnection, ServerConnection), (&'static str, rustls::Error)>,
+) -> (&'static str, &'static str) {
+    let (side, error) = result.map(|_| ()).unwrap_err();
+    (side, PeerError::of(&error).map_or("other", |error| error.reason()))
+}
+
+#[test]
+fn both_sides_know_each_other_and_nothing_is_resumed() {
+    let a = root("a");
+    let clock = system_clock();
+    let (web, db) = (generation(&a, &[&a], "web", &[], &clock), generation(&a, &[&a], "db", &[], &clock));
+    for _ in 0..2 {
+        let (mut client, mut server) = meet(&web, &db, &["other", "db"]).unwrap();
+        let seen = db.peer(server.peer_certificates()).unwrap();
+        assert_eq!(
+            (&seen.id, &seen.root, &seen.serial),
+            (&id("web"), web.credentials.root(), &web.credentials.leaf().serial)
+        );
+        assert_eq!(web.peer(client.peer_certificates()).unwrap().id, id("db"));
+        assert!(Arc::ptr_eq(&seen, &db.peer(server.peer_certificates()).unwrap()), "read once");
+        for connection in [&Connection::from(client), &Connection::from(server)] {
+            assert_eq!(connection.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+            assert_eq!(connection.alpn_protocol(), Some(ALPN));
+            assert_eq!(connection.handshake_kind(), Some(rustls::HandshakeKind::Full));
+            let group = connection.negotiated_key_exchange_group().unwrap().name();
+            assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+        }
+        (client, server) = meet(&web, &db, &["db"]).unwrap();
+        server.writer().write_all(b"x").unwrap();
+        let mut bytes = Vec::new();
+        server.write_tls(&mut bytes).unwrap();
+        client.read_tls(&mut bytes.as_slice()).unwrap();
+        let state = client.process_new_packets().unwrap();
+        assert_eq!(state.plaintext_bytes_to_read(), 1);
+    }
+}
+
+#[test]
+fn whom_to_refuse() {
+    let (a, b) = (root("a"), root("b"));
+    let clock = system_clock();
+    let web = generation(&a, &[&a], "web", &[], &clock);
+    let db = generation(&a, &[&a], "db", &[], &clock);
+    assert_eq!(refusal(meet(&web, &db, &["web"])), ("client", "not_wanted"));
+    assert_eq!(refusal(meet(&web, &db, &[])), ("client", "not_wanted"));
+    let stranger = generation(&b, &[&a, &b], "web", &[], &clock);
+    assert_eq!(refusal(meet(&stranger, &db, &["db"])), ("server", "unknown_issuer"));
+    assert_eq!(refusal(meet(&web, &stranger, &["web"])), ("client", "unknown_issuer"));
+    let foreign = "spiffe://other/ns/default/sa/web".parse().unwrap();
+    let made = credentials(&leaf(&a, &foreign), &[], bundle(&[&a], Arc::default()), &foreign).unwrap();
+    let foreign = TlsGeneration::new(1, Arc::new(made), domains(&["other"]), &clock).unwrap();
+    let (_, error) = meet(&foreign, &db, &["db"]).map(|_| ()).unwrap_err();
+    let said = PeerError::of(&error).unwrap().to_string();
+    assert_eq!(said, "spiffe://other/ns/default/sa/web is of no accepted trust domain; accepted: cluster.local");
+    let list = a.revoke(&[serial(&leaf_of(&web))], SystemTime::now(), DAY).unwrap();
+    let strict = generation(&a, &[&a], "db", &[&list], &clock);
+    assert_eq!(refusal(meet(&web, &strict, &["db"])), ("server", "revoked"));
+    assert_eq!(refusal(meet(&strict, &web, &["web"])), ("client", "revoked"));
+    let later: Clock = Arc::new(|| SystemTime::now() + DAY * 2);
+    let late = generation(&a, &[&a], "db", &[], &later);
+    assert_eq!(refusal(meet(&web, &late, &["db"])), ("server", "expired"));
+    assert!(!late.is_current(later()));
+    let earlier: Clock = Arc::new(|| SystemTime::now() - DAY * 2);
+    let early = generation(&a, &[&a], "db", &[], &earlier);
+    assert_eq!(refusal(meet(&web, &early, &["db"])), ("server", "not_yet_valid"));
+}
+
+fn leaf_of(generation: &TlsGeneration) -> CertificateDer<'static> {
+    generation.credentials.certified_key().cert[0].clone()
+}
+
+/// a -> a+b -> b: at no step do two that are at most one step apart refuse each other.
+#[test]
+fn a_root_rotation_refuses_nobody() {
+    let (a, b) = (root("a"), root("b"));
+    let clock = system_clock();
+    let at = |signer, roots: &[&Authority]| generation(signer, roots, "web", &[], &clock);
+    let steps = [at(&a, &[&a]), at(&a, &[&a, &b]), at(&b, &[&a, &b]), at(&b, &[&b])];
+    for pair in steps.windows(2) {
+        for (from, to) in [(0, 1), (1, 0), (0, 0), (1, 1)] {
+            meet(&pair[from], &pair[to], &["web"]).unwrap();
+        }
+    }
+    assert_eq!(refusal(meet(&steps[0], &steps[3], &["web"])).1, "unknown_issuer");
+}
+
+/// As a log would say it.
+fn words(error: &std::io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    inner.and_then(PeerError::of).map_or_else(|| error.to_string(), |error| error.to_string())
+}
+
+/// One TLS handshake with `openssl s_client`, then "hello" from us. What it printed, and what we thought of it.
+fn s_client(server: &TlsGeneration, with: Option<(&Issued, &str)>, args: &[&str]) -> (String, Result<(), String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&loopback.into()).unwrap();
+    socket.listen(1).unwrap();
+    let listener: TcpListener = socket.into();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-connect", &address, "-ign_eof"]).args(args);
+    if let Some((issued, chain)) = with {
+        std::fs::write(path("crt"), format!("{}{chain}", issued.certificate_pem)).unwrap();
+        std::fs::write(path("key"), &issued.key_pem).unwrap();
+        command.args(["-cert", &path("crt"), "-key", &path("key")]);
+    }
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut connection = ServerConnection::new(Arc::clone(server.server())).unwrap();
+    let mut shaken = Ok(());
+    while shaken.is_ok() && connection.is_handshaking() {
+        shaken = connection.complete_io(&mut stream).map(|_| ()).map_err(|error| words(&error));
+    }
+    if shaken.is_ok() {
+        connection.writer().write_all(b"hello").unwrap();
+        connection.send_close_notify();
+    }
+    while connection.wants_write() {
+        if connection.write_tls(&mut stream).is_err() {
+            break;
+        }
+    }
+    let _gone = stream.shutdown(std::net::Shutdown::Write);
+    let _rest = stream.read_to_end(&mut Vec::new());
+    drop(stream);
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (String::from_utf8_lossy(&text).into_owned(), shaken)
+}
+
+#[test]
+fn openssl_agrees() {
+    let (a, b) = (root("a"), root("b"));
+    let now = SystemTime::now();
+    let web = leaf(&a, &id("web"));
+    let revoked = leaf(&a, &id("web"));
+    let list = a.revoke(&[serial(&revoked.certificate)], now, DAY).unwrap();
+    let server = generation(&a, &[&a], "db", &[&list], &system_clock());
+    for args in [&["-alpn", "h2"][..], &["-alpn", "http/1.1,h2"], &[], &["-groups", "P-256"], &["-groups", "X25519"]] {
+        let (text, shaken) = s_client(&server, Some((&web, "")), args);
+        assert_eq!(shaken, Ok(()), "{args:?}: {text}");
+        assert!(text.contains("hello") && text.contains("TLSv1.3"), "{args:?}: {text}");
+        assert!(!text.contains("TLS session ticket:"), "{text}");
+        let alpn = if args.contains(&"-alpn") { "ALPN protocol: h2" } else { "No ALPN negotiated" };
+        assert!(text.contains(alpn), "{args:?}: {text}");
+    }
+    let other = |name: &str| leaf(&a, &name.parse().unwrap());
+    let foreign = other("spiffe://other/ns/default/sa/web");
+    let expired = a.issue(&id("web"), now - DAY * 3, DAY).unwrap();
+    let unknown = leaf(&b, &id("web"));
+    let nobody = a.issue_with(Vec::new(), now, DAY).unwrap();
+    for (with, args, want, alert) in [
+        (Some(&web), &["-tls1_2"][..], "", "protocol version"),
+        (Some(&web), &["-alpn", "http/1.1"], "", "no application protocol"),
+        (None, &[], "", "certificate required"),
+        (Some(&foreign), &[], "accepted trust domain", ""),
+        (Some(&expired), &[], "", "certificate expired"),
+        (Some(&revoked), &[], "", "certificate revoked"),
+        (Some(&unknown), &[], "", "unknown ca"),
+        (Some(&nobody), &[], "exactly one", ""),
+    ] {
+        let (text, shaken) = s_client(&server, with.map(|issued| (issued, "")), args);
+        let error = shaken.expect_err(alert);
+        assert!(error.contains(want), "{want}: {error}");
+        assert!(!text.contains("hello") && text.contains(alert), "{alert}: {text}");
+    }
+}
