@@ -3,15 +3,18 @@
 //! Everything is on one of four paths, each one-way; so far:
 //!
 //! ```text
+//! CONTROL   files -> parse -> validate -> Snapshot -> watch channel -> read by DATA        (mesh)
 //! IDENTITY  certificates -> TLS configs -> watch channel -> read per handshake by DATA     (identity; no tunnels yet)
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `identity -> { files, config, telemetry, lifecycle, net }`.
+//! Imports only point downward: `mesh -> identity ->
+//! { files, config, telemetry, lifecycle, net }`.
 
 pub mod config;
 pub mod files;
 pub mod identity;
 pub mod lifecycle;
+pub mod mesh;
 pub mod net;
 pub mod telemetry;

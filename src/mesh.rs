@@ -1,0 +1,70 @@
+//! CONTROL: the world as adit knows it.
+//!
+//! ```text
+//! source: files --scan--> load: parse each changed file (file) -> compare -> builder -> Snapshot -> watch channel
+//! DATA: Snapshot::workload, service, service_by_host, local_workload       (index, slot, key: borrowed look-ups)
+//! ```
+//!
+//! A source yields raw resources; they become a [`Snapshot`] as a whole and only if valid; a watch channel publishes it;
+//! the data path reads it once per connection. What is wrong is refused with every problem named, and the last good
+//! snapshot stays. Deliberately absent: policies, and choosing an endpoint.
+
+mod builder;
+mod file;
+#[cfg(test)]
+mod fixture;
+mod index;
+mod key;
+mod load;
+pub mod service;
+mod slot;
+mod snapshot;
+mod source;
+mod spec;
+mod status;
+pub mod workload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::problem::Problems;
+use crate::files::{Bounds, Effort, FileSet, Scan};
+
+pub use builder::{Change, SnapshotBuilder};
+pub use file::Document;
+pub use service::{Endpoint, Service, ServiceKey, ServiceState, Visibility};
+pub use snapshot::Snapshot;
+pub use source::{FileSource, Initial};
+pub use spec::{ExplicitEndpoint, ServiceSpec};
+pub use status::{MeshStatus, Rejection, ReloadCounts, ReloadOutcome};
+pub use workload::{GatewayAddress, Health, Protocol, Workload};
+
+/// What `check` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    pub files: usize,
+    pub workloads: usize,
+    pub services: usize,
+    /// Services that workloads name and explicit endpoints whose workload is not defined; not errors.
+    pub dangling: usize,
+}
+
+/// Loads the files as a start would, without watching them. Blocking. A missing file is a problem here.
+pub fn check(sources: Vec<PathBuf>) -> Result<Summary, Problems> {
+    let bounds = Bounds::default();
+    let scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
+    let loaded = load::Loader::new(bounds).load(&scan)?;
+    let snapshot = loaded.map(|loaded| loaded.snapshot).unwrap_or_default();
+    Ok(Summary {
+        files: scan.files.len(),
+        workloads: snapshot.workload_count(),
+        services: snapshot.service_count(),
+        dangling: snapshot.undefined_services().count() + snapshot.undefined_workloads().count(),
+    })
+}
+
+/// The state that one text means, such as one built into the binary; `name` is what its problems call it.
+pub fn snapshot_of(name: &str, text: &str) -> Result<Arc<Snapshot>, Problems> {
+    let loaded = load::Loader::default().load(&Scan::of_text(name, text))?;
+    Ok(loaded.map(|loaded| loaded.snapshot).unwrap_or_default())
+}

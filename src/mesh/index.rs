@@ -1,0 +1,232 @@
+//! The ways into the state: from an address, a range, a host name or a workload's name to what it means. Persistent
+//! maps: a clone shares everything, a change copies the path to it.
+//!
+//! In come workloads and services as they enter and leave; out goes the best match for a client. Only a service's own
+//! definition is indexed, not its endpoints, so a change to an endpoint touches nothing here and no entry can go stale.
+//! Invariant: an entry is here exactly while what it points at is in the state. Nothing here can fail.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+use ipnet::IpNet;
+
+use crate::mesh::key::{NameRef, NamespacedName, NetworkIp, NetworkIpRef};
+use crate::mesh::slot::{ServiceSlot, Slot};
+use crate::mesh::workload::{NetworkMode, Protocol};
+use crate::mesh::{Service, Workload};
+
+/// (precedence, uid): the smallest is best.
+type WorkloadRank = (Reverse<u8>, Arc<str>);
+
+/// (is IPv6, prefix length): the longest first within a family.
+type PrefixRank = (bool, Reverse<u8>);
+
+/// Ranges of one network: prefix length -> first address -> services.
+type Ranges = OrdMap<PrefixRank, HashMap<IpAddr, ServiceSlot>>;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index {
+    workloads: HashMap<NetworkIp, Slot<WorkloadRank, Arc<Workload>>>,
+    names: HashMap<NamespacedName, Slot<Arc<str>, Arc<Workload>>>,
+    vips: HashMap<NetworkIp, ServiceSlot>,
+    /// By network.
+    ranges: HashMap<Arc<str>, Ranges>,
+    /// By [`normal_host`].
+    hosts: HashMap<Arc<str>, ServiceSlot>,
+}
+
+impl Index {
+    pub(super) fn workload(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads.get(&NetworkIpRef { network, ip: ip.to_canonical() })?.best()
+    }
+
+    /// All workloads of that name, by uid.
+    pub(super) fn workloads_named(&self, namespace: &str, name: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        self.names.get(&NameRef { namespace, name }).into_iter().flat_map(Slot::iter)
+    }
+
+    /// An exact address first; then ranges: of the client's own namespace first, then the longest prefix.
+    pub(super) fn service(&self, network: &str, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+        let ip = ip.to_canonical();
+        self.vips
+            .get(&NetworkIpRef { network, ip })
+            .and_then(|slot| slot.find(client_namespace))
+            .map(|found| found.service)
+            .or_else(|| self.service_by_range(network, ip, client_namespace))
+    }
+
+    /// Whether no service was indexed anew between the two.
+    #[cfg(test)]
+    pub(super) fn shares_services_with(&self, other: &Self) -> bool {
+        self.vips.ptr_eq(&other.vips) && self.ranges.ptr_eq(&other.ranges) && self.hosts.ptr_eq(&other.hosts)
+    }
+
+    /// Keys in each map: nothing may be left behind.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 6] {
+        let starts = self.ranges.values().flat_map(|ranges| ranges.values()).map(HashMap::len).sum();
+        [self.workloads.len(), self.names.len(), self.vips.len(), self.ranges.len(), starts, self.hosts.len()]
+    }
+
+    fn service_by_range(&self, network: &str, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+        let mut foreign = None;
+        for ((_, Reverse(length)), starts) in
+            self.ranges.get(network)?.iter().filter(|((v6, _), _)| *v6 == ip.is_ipv6())
+        {
+            let Ok(net) = IpNet::new(ip, *length) else { continue };
+            let Some(found) = starts.get(&net.network()).and_then(|slot| slot.find(client_namespace)) else { continue };
+            if found.own {
+                return Some(found.service);
+            }
+            foreign = foreign.or(Some(found.service));
+        }
+        foreign
+    }
+
+    pub(super) fn service_by_host(&self, hostname: &str, client_namespace: &str) -> Option<&Arc<Service>> {
+        self.hosts.get(&*normal_host(hostname))?.find(client_namespace).map(|found| found.service)
+    }
+
+    pub(super) fn put_workload(&mut self, workload: &Arc<Workload>) {
+        if workload.network_mode == NetworkMode::Standard {
+            for ip in &workload.ips {
+                let key = NetworkIp { network: Arc::clone(&workload.network), ip: *ip };
+                put(&mut self.workloads, key, workload_rank(workload), workload);
+            }
+        }
+        if let Some(name) = namespaced_name(workload) {
+            put(&mut self.names, name, Arc::clone(&workload.uid), workload);
+        }
+    }
+
+    pub(super) fn remove_workload(&mut self, workload: &Workload) {
+        if workload.network_mode == NetworkMode::Standard {
+            for ip in &workload.ips {
+                let key = NetworkIp { network: Arc::clone(&workload.network), ip: *ip };
+                remove(&mut self.workloads, &key, &workload_rank(workload));
+            }
+        }
+        if let Some(name) = namespaced_name(workload) {
+            remove(&mut self.names, &name, &workload.uid);
+        }
+    }
+
+    pub(super) fn put_service(&mut self, service: &Arc<Service>) {
+        for (network, ip) in exact_vips(service) {
+            put_service_in(&mut self.vips, NetworkIp { network: Arc::clone(network), ip }, service);
+        }
+        for (network, net) in ranges(service) {
+            let ranges = self.ranges.entry(Arc::clone(network)).or_default();
+            let starts = ranges.entry(prefix_rank(net)).or_default();
+            put_service_in(starts, net.network(), service);
+        }
+        put_service_in(&mut self.hosts, normal_host(&service.key.hostname).into(), service);
+    }
+
+    pub(super) fn remove_service(&mut self, service: &Service) {
+        for (network, ip) in exact_vips(service) {
+            remove_service_from(&mut self.vips, &NetworkIp { network: Arc::clone(network), ip }, service);
+        }
+        for (network, net) in ranges(service) {
+            let Some(ranges) = self.ranges.get_mut(network) else { continue };
+            if let Some(starts) = ranges.get_mut(&prefix_rank(net)) {
+                remove_service_from(starts, &net.network(), service);
+                if starts.is_empty() {
+                    ranges.remove(&prefix_rank(net));
+                }
+            }
+            if ranges.is_empty() {
+                self.ranges.remove(network);
+            }
+        }
+        remove_service_from(&mut self.hosts, &normal_host(&service.key.hostname).into(), service);
+    }
+}
+
+fn put<K: std::hash::Hash + Eq + Clone, R: Ord + Clone>(
+    map: &mut HashMap<K, Slot<R, Arc<Workload>>>,
+    key: K,
+    rank: R,
+    workload: &Arc<Workload>,
+) {
+    match map.get_mut(&key) {
+        Some(slot) => slot.put(rank, Arc::clone(workload)),
+        None => drop(map.insert(key, Slot::One(rank, Arc::clone(workload)))),
+    }
+}
+
+fn remove<K: std::hash::Hash + Eq + Clone, R: Ord + Clone>(
+    map: &mut HashMap<K, Slot<R, Arc<Workload>>>,
+    key: &K,
+    rank: &R,
+) {
+    if map.get_mut(key).is_some_and(|slot| slot.remove(rank)) {
+        map.remove(key);
+    }
+}
+
+fn put_service_in<K: std::hash::Hash + Eq + Clone>(map: &mut HashMap<K, ServiceSlot>, key: K, service: &Arc<Service>) {
+    match map.get_mut(&key) {
+        Some(slot) => slot.put(service),
+        None => drop(map.insert(key, ServiceSlot::One(Arc::clone(service)))),
+    }
+}
+
+fn remove_service_from<K: std::hash::Hash + Eq + Clone>(map: &mut HashMap<K, ServiceSlot>, key: &K, service: &Service) {
+    if map.get_mut(key).is_some_and(|slot| slot.remove(service)) {
+        map.remove(key);
+    }
+}
+
+/// A workload that accepts HBONE before one that does not, a pod before anything else; then by uid.
+fn workload_rank(workload: &Workload) -> WorkloadRank {
+    let hbone = workload.protocol == Protocol::Hbone;
+    let precedence = match (workload.uid.contains("//Pod/"), hbone) {
+        (true, true) => 3,
+        (true, false) => 2,
+        (false, true) => 1,
+        (false, false) => 0,
+    };
+    (Reverse(precedence), Arc::clone(&workload.uid))
+}
+
+/// A workload without a name cannot be found by it.
+fn namespaced_name(workload: &Workload) -> Option<NamespacedName> {
+    (!workload.name.is_empty())
+        .then(|| NamespacedName { namespace: Arc::clone(&workload.namespace), name: Arc::clone(&workload.name) })
+}
+
+/// A range of one address is an address.
+fn exact_vips(service: &Service) -> impl Iterator<Item = (&Arc<str>, IpAddr)> {
+    let single = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+    service
+        .vips
+        .iter()
+        .map(|(network, ip)| (network, *ip))
+        .chain(service.cidr_vips.iter().filter(move |(_, net)| single(net)).map(|(network, net)| (network, net.addr())))
+}
+
+fn ranges(service: &Service) -> impl Iterator<Item = (&Arc<str>, IpNet)> {
+    service
+        .cidr_vips
+        .iter()
+        .filter(|(_, net)| net.prefix_len() < net.max_prefix_len())
+        .map(|(network, net)| (network, *net))
+}
+
+fn prefix_rank(net: IpNet) -> PrefixRank {
+    (matches!(net, IpNet::V6(_)), Reverse(net.prefix_len()))
+}
+
+/// Lower case, without the root's dot. Allocates only when there is something to change.
+fn normal_host(hostname: &str) -> Cow<'_, str> {
+    let hostname = hostname.strip_suffix('.').unwrap_or(hostname);
+    if hostname.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(hostname.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(hostname)
+    }
+}

@@ -1,0 +1,260 @@
+//! From a scan of the mesh files to the next snapshot: parse what changed, compare resource by resource, build.
+//!
+//! In: scans. Out: a new snapshot, or "nothing changed", or every problem of every file; what was applied before stays
+//! until a load succeeds as a whole. Each file is parsed alone and remembered by content hash, good or bad, so a file is
+//! parsed once however often another one is wrong. Cost: the files that changed, not the state.
+//! Pure, but for re-reading a file to say on which line a duplicate is.
+
+mod duplicates;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::problem::{Origin, Problem, Problems};
+use crate::files::{Bounds, ContentHash, FileContent, FileError, FileFault, Scan};
+use crate::mesh::file::{self, FileContents, Names, Section, Site};
+use crate::mesh::{Change, ServiceKey, ServiceSpec, Snapshot, SnapshotBuilder, Workload};
+
+use duplicates::{Duplicate, Where};
+
+/// Duplicates beyond this many are only counted: a file that is there twice has as many as resources.
+const MAX_DUPLICATES: usize = 100;
+
+#[derive(Debug, Default)]
+pub(super) struct Loader {
+    bounds: Bounds,
+    /// Of the last scan, good and bad.
+    parsed: HashMap<PathBuf, Parsed>,
+    applied: Applied,
+}
+
+/// What one content of one file means.
+#[derive(Debug, Clone)]
+struct Parsed {
+    hash: ContentHash,
+    result: Result<Arc<FileContents>, Problems>,
+}
+
+/// What the current snapshot was made from.
+#[derive(Debug, Clone, Default)]
+struct Applied {
+    snapshot: Arc<Snapshot>,
+    files: HashMap<PathBuf, (ContentHash, Arc<FileContents>)>,
+    /// uid -> file.
+    workloads: imbl::HashMap<Arc<str>, Arc<Path>>,
+    services: imbl::HashMap<ServiceKey, Arc<Path>>,
+}
+
+/// A state that was built and became the loader's current one.
+#[derive(Debug, Clone)]
+pub(super) struct Loaded {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) files: usize,
+    /// Resources that entered, were replaced or left.
+    pub(super) changes: usize,
+}
+
+impl Loader {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { bounds, ..Self::default() }
+    }
+
+    /// All or nothing. `Ok(None)`: the files say what they said before, byte for byte.
+    pub(super) fn load(&mut self, scan: &Scan) -> Result<Option<Loaded>, Problems> {
+        let mut problems = unreadable_files(scan);
+        let mut current: Vec<(&FileContent, Arc<FileContents>)> = Vec::with_capacity(scan.files.len());
+        let names = Names::default();
+        let mut parsed = HashMap::with_capacity(scan.files.len());
+        for file in &scan.files {
+            let known = self.known(&file.path, file.hash);
+            let Some(known) = known.or_else(|| self.parse(file, &names)) else {
+                problems.push(unreadable(&FileError { path: file.path.clone(), fault: FileFault::Unstable }));
+                continue;
+            };
+            match &known.result {
+                Ok(contents) => current.push((file, Arc::clone(contents))),
+                Err(wrong) => problems.extend(wrong.iter().cloned()),
+            }
+            parsed.insert(file.path.clone(), known);
+        }
+        self.parsed = parsed;
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        self.apply(scan, &current)
+    }
+
+    /// Whether this content of the file need not be read again.
+    pub(super) fn knows(&self, path: &Path, hash: ContentHash) -> bool {
+        self.known(path, hash).is_some()
+    }
+
+    /// From the last scan, or from what is applied: a file that was bad or gone for a while may be what it was.
+    fn known(&self, path: &Path, hash: ContentHash) -> Option<Parsed> {
+        if let Some(parsed) = self.parsed.get(path).filter(|parsed| parsed.hash == hash) {
+            return Some(parsed.clone());
+        }
+        let (_, contents) = self.applied.files.get(path).filter(|(applied, _)| *applied == hash)?;
+        Some(Parsed { hash, result: Ok(Arc::clone(contents)) })
+    }
+
+    /// `None`: the scan brought no bytes, because it took this content for known.
+    fn parse(&self, file: &FileContent, names: &Names) -> Option<Parsed> {
+        let result = file::parse(&file.path, file.bytes.as_ref()?, names)
+            .map(|contents| Arc::new(adopt(contents, &self.applied.snapshot)));
+        Some(Parsed { hash: file.hash, result })
+    }
+
+    /// From here on every file is good by itself.
+    fn apply(
+        &mut self,
+        scan: &Scan,
+        current: &[(&FileContent, Arc<FileContents>)],
+    ) -> Result<Option<Loaded>, Problems> {
+        let is_applied = |path: &Path, contents: &Arc<FileContents>| {
+            self.applied.files.get(path).is_some_and(|(_, applied)| Arc::ptr_eq(applied, contents))
+        };
+        let entering: Vec<_> = current.iter().filter(|(file, contents)| !is_applied(&file.path, contents)).collect();
+        let staying: HashSet<&Path> = current
+            .iter()
+            .filter(|(file, contents)| is_applied(&file.path, contents))
+            .map(|(file, _)| &*file.path)
+            .collect();
+        let nothing_left = staying.len() == self.applied.files.len();
+        if entering.is_empty() && nothing_left && self.applied.snapshot.generation() > 0 {
+            return Ok(None);
+        }
+
+        let mut owners = Owners::new(&self.applied);
+        for (_, (_, contents)) in self.applied.files.iter().filter(|(path, _)| !staying.contains(path.as_path())) {
+            owners.leave(contents);
+        }
+        for (file, contents) in &entering {
+            owners.enter(&file.path, contents);
+        }
+        let Owners { workloads, services, left_workloads, left_services, duplicates, more_duplicates } = owners;
+        if !duplicates.is_empty() {
+            let files = current.iter().map(|(file, contents)| (*file, &**contents));
+            return Err(duplicates::problems(duplicates, more_duplicates, files, self.bounds));
+        }
+
+        let mut changes: Vec<Change> = Vec::new();
+        changes
+            .extend(left_workloads.into_iter().filter(|uid| !workloads.contains_key(uid)).map(Change::RemoveWorkload));
+        changes.extend(left_services.into_iter().filter(|key| !services.contains_key(key)).map(Change::RemoveService));
+        for (_, contents) in &entering {
+            changes.extend(news(contents, &self.applied.snapshot));
+        }
+        let mut builder = SnapshotBuilder::new(&self.applied.snapshot);
+        let count = changes.len();
+        changes.into_iter().for_each(|change| builder.apply(change));
+        builder.set_source_hash(scan.source_hash().into());
+        let snapshot = Arc::new(builder.finish());
+        let entry = |(file, contents): &(&FileContent, Arc<FileContents>)| {
+            (file.path.clone(), (file.hash, Arc::clone(contents)))
+        };
+        let files = current.iter().map(entry).collect();
+        self.applied = Applied { snapshot: Arc::clone(&snapshot), files, workloads, services };
+        Ok(Some(Loaded { snapshot, files: current.len(), changes: count }))
+    }
+}
+
+/// Who defines what, while files leave and enter.
+struct Owners {
+    workloads: imbl::HashMap<Arc<str>, Arc<Path>>,
+    services: imbl::HashMap<ServiceKey, Arc<Path>>,
+    left_workloads: Vec<Arc<str>>,
+    left_services: Vec<ServiceKey>,
+    duplicates: Vec<Duplicate>,
+    more_duplicates: usize,
+}
+
+impl Owners {
+    fn new(applied: &Applied) -> Self {
+        Self {
+            workloads: applied.workloads.clone(),
+            services: applied.services.clone(),
+            left_workloads: Vec::new(),
+            left_services: Vec::new(),
+            duplicates: Vec::new(),
+            more_duplicates: 0,
+        }
+    }
+
+    fn leave(&mut self, contents: &FileContents) {
+        for (_, workload) in &contents.workloads {
+            self.workloads.remove(&workload.uid);
+            self.left_workloads.push(Arc::clone(&workload.uid));
+        }
+        for (_, spec) in &contents.services {
+            self.services.remove(spec.key());
+            self.left_services.push(spec.key().clone());
+        }
+    }
+
+    fn enter(&mut self, path: &Path, contents: &FileContents) {
+        let path: Arc<Path> = path.into();
+        for (site, workload) in &contents.workloads {
+            let uid = &workload.uid;
+            if let Some(first) = self.workloads.insert(Arc::clone(uid), Arc::clone(&path)) {
+                self.duplicate(Section::Workloads, uid.to_string(), first, &path, *site);
+            }
+        }
+        for (site, spec) in &contents.services {
+            if let Some(first) = self.services.insert(spec.key().clone(), Arc::clone(&path)) {
+                self.duplicate(Section::Services, spec.key().to_string(), first, &path, *site);
+            }
+        }
+    }
+
+    fn duplicate(&mut self, section: Section, name: String, first: Arc<Path>, path: &Arc<Path>, site: Site) {
+        if self.duplicates.len() == MAX_DUPLICATES {
+            self.more_duplicates += 1;
+            return;
+        }
+        let second = Where { path: Arc::clone(path), site };
+        self.duplicates.push(Duplicate { section, name, first, second });
+    }
+}
+
+pub(super) fn unreadable_files(scan: &Scan) -> Problems {
+    let mut problems = Problems::default();
+    problems.extend(scan.errors.iter().map(unreadable));
+    problems
+}
+
+fn unreadable(error: &FileError) -> Problem {
+    let problem = Problem::of(Origin::File(error.path.clone()), error.fault.to_string());
+    match error.fault {
+        FileFault::EmptyFolder => problem.hint("a state with nothing in it is a file with {} in it"),
+        _ => problem,
+    }
+}
+
+/// What is already in the state stays the same memory.
+fn adopt(mut contents: FileContents, snapshot: &Snapshot) -> FileContents {
+    for (_, workload) in &mut contents.workloads {
+        if let Some(known) = snapshot.workload_by_uid(&workload.uid).filter(|known| *known == workload) {
+            *workload = Arc::clone(known);
+        }
+    }
+    for (_, spec) in &mut contents.services {
+        if let Some(known) = snapshot.spec(spec.key()).filter(|known| *known == spec) {
+            *spec = Arc::clone(known);
+        }
+    }
+    contents
+}
+
+/// What of a file is not in the state as it is.
+fn news<'a>(contents: &'a FileContents, snapshot: &'a Snapshot) -> impl Iterator<Item = Change> + 'a {
+    let is_new = |workload: &&Arc<Workload>| snapshot.workload_by_uid(&workload.uid) != Some(*workload);
+    let is_new_spec = |spec: &&Arc<ServiceSpec>| snapshot.spec(spec.key()) != Some(*spec);
+    let workloads = contents.workloads.iter().map(|(_, workload)| workload).filter(is_new);
+    let services = contents.services.iter().map(|(_, spec)| spec).filter(is_new_spec);
+    workloads.cloned().map(Change::PutWorkload).chain(services.cloned().map(Change::PutService))
+}
+
+#[cfg(test)]
+mod tests;

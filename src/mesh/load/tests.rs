@@ -1,0 +1,263 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A scan of files with these texts; a file of unchanged content comes as the loader wants it.
+fn scan_of(files: &[(&str, &str)], loader: &Loader) -> Scan {
+    let mut all = Scan::of_text("", "");
+    all.files.clear();
+    for (path, text) in files {
+        let mut one = Scan::of_text(path, text);
+        for file in &mut one.files {
+            if loader.knows(&file.path, file.hash) {
+                file.bytes = None;
+            }
+        }
+        all.files.append(&mut one.files);
+    }
+    all
+}
+
+fn load(loader: &mut Loader, files: &[(&str, &str)]) -> Result<Option<Loaded>, Problems> {
+    let scan = scan_of(files, loader);
+    loader.load(&scan)
+}
+
+fn applied(loader: &mut Loader, files: &[(&str, &str)]) -> Loaded {
+    match load(loader, files) {
+        Ok(Some(loaded)) => loaded,
+        other => panic!("not applied: {other:?}"),
+    }
+}
+
+fn refused(loader: &mut Loader, files: &[(&str, &str)]) -> Vec<String> {
+    load(loader, files).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+fn workload(uid: &str) -> String {
+    format!("- {{uid: '{uid}', namespace: ns, workloadIps: []}}\n")
+}
+
+fn workloads(uids: &[&str]) -> String {
+    "workloads:\n".to_owned() + &uids.iter().map(|uid| workload(uid)).collect::<String>()
+}
+
+fn uids(snapshot: &Snapshot) -> Vec<&str> {
+    let mut uids: Vec<&str> = snapshot.workloads().map(|it| &*it.uid).collect();
+    uids.sort_unstable();
+    uids
+}
+
+#[test]
+fn files_are_one_state_and_their_differences_are_applied() {
+    let mut loader = Loader::default();
+    let one = applied(&mut loader, &[("a", &workloads(&["1", "2"])), ("b", &workloads(&["3"]))]);
+    assert_eq!((uids(&one.snapshot), one.snapshot.generation(), one.changes), (vec!["1", "2", "3"], 1, 3));
+    assert!(load(&mut loader, &[("a", &workloads(&["1", "2"])), ("b", &workloads(&["3"]))]).unwrap().is_none());
+
+    // Moved to another file, left, entered, untouched.
+    let two = applied(&mut loader, &[("a", &workloads(&["2", "4"])), ("c", &workloads(&["3"]))]);
+    assert_eq!((uids(&two.snapshot), two.snapshot.generation(), two.changes), (vec!["2", "3", "4"], 2, 2));
+    for uid in ["2", "3"] {
+        let of = |loaded: &Loaded| Arc::clone(loaded.snapshot.workload_by_uid(uid).unwrap());
+        assert!(Arc::ptr_eq(&of(&one), &of(&two)), "{uid} is the same");
+    }
+
+    let comment = format!("# new\n{}", workloads(&["3"]));
+    let three = applied(&mut loader, &[("a", &workloads(&["2", "4"])), ("c", &comment)]);
+    assert_eq!((three.snapshot.generation(), three.changes), (3, 0));
+    assert_ne!(three.snapshot.source_hash(), two.snapshot.source_hash());
+
+    let none = applied(&mut loader, &[("a", "{}")]);
+    assert_eq!((uids(&none.snapshot), none.changes), (vec![], 3));
+}
+
+#[test]
+fn a_refused_load_changes_nothing_and_the_good_files_of_it_are_kept() {
+    let mut loader = Loader::default();
+    applied(&mut loader, &[("a", &workloads(&["1"])), ("b", &workloads(&["2"]))]);
+    let bad = "workloads: [1]";
+    for _ in 0..2 {
+        let problems = refused(&mut loader, &[("a", &workloads(&["1", "3"])), ("b", bad), ("c", bad)]);
+        assert_eq!(problems.len(), 2, "of all files: {problems:?}");
+        assert!(problems[0].starts_with("b:1:13: workloads[0]: "), "{problems:?}");
+    }
+    assert_eq!(uids(&loader.applied.snapshot), ["1", "2"]);
+    assert!(load(&mut loader, &[("a", &workloads(&["1"])), ("b", &workloads(&["2"]))]).unwrap().is_none());
+    let after = applied(&mut loader, &[("a", &workloads(&["1", "3"])), ("b", &workloads(&["2"]))]);
+    assert_eq!((uids(&after.snapshot), after.changes), (vec!["1", "2", "3"], 1));
+}
+
+#[test]
+fn duplicates_name_both_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let service = "- {name: n, namespace: ns, hostname: h, vips: [], ports: {}}\n";
+    let first = format!("{}services:\n{service}", workloads(&["1", "2"]));
+    let second = format!("---\n# second\n{}---\nservices:\n{service}", workloads(&["3", "2", "3"]));
+    let (a, b) = (write("a.yaml", &first), write("b.yaml", &second));
+    let mut sorted = [
+        format!(
+            "{b}:5:3: workloads[1]: duplicate uid: found \"2\"\n  hint: it is already defined at {a}:3 (workloads[1])"
+        ),
+        format!(
+            "{b}:6:3: workloads[2]: duplicate uid: found \"3\"\n  hint: it is already defined at {b}:4 (workloads[0])"
+        ),
+        format!(
+            "{b}:9:3: services[0]: duplicate service: found \"ns/h\"\n  hint: it is already defined at {a}:5 (services[0])"
+        ),
+    ];
+    sorted.sort();
+
+    // All at once; the second file later; the first file later (the places are named in the order of the files all the same).
+    for before in [vec![], vec![(a.as_str(), first.as_str())], vec![(b.as_str(), "{}")], vec![(a.as_str(), "{}")]] {
+        let mut loader = Loader::default();
+        applied(&mut loader, &before);
+        let mut problems = refused(&mut loader, &[(&a, &first), (&b, &second)]);
+        problems.sort();
+        assert_eq!(problems, sorted, "after {before:?}");
+    }
+
+    // A file that is there twice.
+    let copy = write("c.yaml", &first);
+    let problems = refused(&mut Loader::default(), &[(&a, &first), (&copy, &first)]);
+    assert_eq!(problems.len(), 3);
+    let many = workloads(&["1"; 150]);
+    let problems = refused(&mut Loader::default(), &[("many", &many)]);
+    assert_eq!(problems.len(), MAX_DUPLICATES + 1);
+    assert_eq!(problems[MAX_DUPLICATES], "many: and 49 more duplicates");
+}
+
+#[test]
+fn what_the_scan_could_not_read_refuses_the_load() {
+    let mut loader = Loader::default();
+    let mut scan = scan_of(&[("a", "workloads: [1]")], &loader);
+    scan.errors.push(FileError { path: "b".into(), fault: FileFault::Missing });
+    let problems: Vec<String> = loader.load(&scan).unwrap_err().iter().map(ToString::to_string).collect();
+    assert_eq!(problems, ["b: no such file or folder", "a:1:13: workloads[0]: found 1, expected a map"]);
+
+    let mut scan = scan_of(&[("a", "{}")], &loader);
+    scan.files[0].bytes = None;
+    assert_eq!(loader.load(&scan).unwrap_err().to_string(), "a: changes while it is being read");
+}
+
+/// Of 20 files with 1,000 workloads each one changes: one file is parsed, one workload is new memory.
+#[test]
+fn a_change_in_one_of_many_files_costs_that_file() {
+    let text = |file: usize, changed: bool| {
+        let each = |n: usize| {
+            let capacity = if changed && n == 500 { 7 } else { 1 };
+            let service = format!("ns/s{}", n % 50);
+            format!(
+                "- {{uid: u{file}-{n}, namespace: ns, workloadIps: [10.{file}.{}.{}], capacity: {capacity}, services: {{{service}: {{80: 80}}}}}}\n",
+                n / 250,
+                n % 250
+            )
+        };
+        "workloads:\n".to_owned() + &(0..1_000).map(each).collect::<String>()
+    };
+    let mut files: Vec<(String, String)> = (0..20).map(|file| (format!("{file:03}"), text(file, false))).collect();
+    let mut loader = Loader::default();
+    fn refs(files: &[(String, String)]) -> Vec<(&str, &str)> {
+        files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect()
+    }
+    let before = applied(&mut loader, &refs(&files));
+    assert_eq!(before.snapshot.workload_count(), 20_000);
+
+    files[13].1 = text(13, true);
+    let scan = scan_of(&refs(&files), &loader);
+    assert_eq!(scan.files.iter().filter(|file| file.bytes.is_some()).count(), 1, "the others are known");
+    let after = loader.load(&scan).unwrap().unwrap();
+    assert_eq!(after.changes, 1);
+    let replaced =
+        before.snapshot.workloads().filter(|old| !Arc::ptr_eq(old, after.snapshot.workload_by_uid(&old.uid).unwrap()));
+    assert_eq!(replaced.map(|old| &*old.uid).collect::<Vec<_>>(), ["u13-500"]);
+    let kept = loader
+        .applied
+        .files
+        .values()
+        .flat_map(|(_, contents)| &contents.workloads)
+        .filter(|(_, it)| Arc::ptr_eq(it, after.snapshot.workload_by_uid(&it.uid).unwrap()));
+    assert_eq!(kept.count(), 20_000, "no second copy is kept of what was parsed again");
+}
+
+proptest! {
+    /// Whatever files come and go, good and bad, in whatever order: the state is what the last good set says.
+    #[test]
+    fn loading_on_and_on_is_loading_once(
+        sets in prop::collection::vec(
+            prop::collection::btree_map(0..4_usize, prop::collection::vec((0..30_u32, 1..3_u32), 0..6), 0..4),
+            1..12,
+        )
+    ) {
+        let mut loader = Loader::default();
+        for set in sets {
+            let text = |list: &[(u32, u32)]| {
+                let service = |(uid, n): &(u32, u32)| {
+                    format!("- {{name: n, namespace: ns, hostname: h{uid}, vips: [/10.1.0.{n}], ports: {{}}}}\n")
+                };
+                let each = |(uid, n): &(u32, u32)| {
+                    format!("- {{uid: u{uid}, namespace: ns, capacity: {n}, workloadIps: [10.0.0.{n}], services: {{ns/h{n}: {{}}}}}}\n")
+                };
+                if list.is_empty() {
+                    return "workloads: [1]".to_owned();
+                }
+                let workloads: String = list.iter().map(each).collect();
+                let services: String = list.iter().skip(1).map(service).collect();
+                format!("workloads:\n{workloads}services:{}\n{services}", if list.len() == 1 { " []" } else { "" })
+            };
+            let set: BTreeMap<String, String> =
+                set.iter().map(|(file, list)| (file.to_string(), text(list))).collect();
+            let files: Vec<(&str, &str)> = set.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+            let before = Arc::clone(&loader.applied.snapshot);
+            let incremental = load(&mut loader, &files);
+            let scratch = load(&mut Loader::default(), &files);
+            match (incremental, scratch) {
+                (Err(a), Err(b)) => {
+                    // These files are not on disk, so a line that needs reading again is not known.
+                    let sorted = |problems: Problems| {
+                        let shown = |it: &Problem| format!("{} {} {} {}", it.origin, it.key_path, it.message, it.found);
+                        let mut all: Vec<String> = problems.iter().map(shown).collect();
+                        all.sort();
+                        all
+                    };
+                    prop_assert_eq!(sorted(a), sorted(b));
+                    prop_assert!(Arc::ptr_eq(&before, &loader.applied.snapshot));
+                }
+                (Ok(_), Ok(Some(scratch))) => {
+                    let now = &loader.applied.snapshot;
+                    prop_assert_eq!(now.to_document(), scratch.snapshot.to_document());
+                    prop_assert_eq!(now.source_hash(), scratch.snapshot.source_hash());
+                    let dangling = |it: &Snapshot| it.undefined_services().count();
+                    prop_assert_eq!(dangling(now), dangling(&scratch.snapshot));
+                    for uid in now.workloads() {
+                        let ip = uid.ips[0];
+                        let found = |it: &Snapshot| it.workload("", ip).map(|it| Arc::clone(&it.uid));
+                        prop_assert_eq!(found(now), found(&scratch.snapshot));
+                    }
+                }
+                (incremental, scratch) => prop_assert!(false, "{:?} but {:?}", incremental, scratch),
+            }
+        }
+    }
+}
+
+/// Not a measurement, only far from what would be quadratic.
+#[test]
+fn thousands_on_one_address_and_in_one_service() {
+    let each = |n: u32| {
+        format!("- {{uid: u{n}, namespace: ns, name: w, workloadIps: [10.0.0.1], services: {{ns/h: {{}}}}}}\n")
+    };
+    let text = "workloads:\n".to_owned() + &(0..10_000).map(each).collect::<String>();
+    let start = std::time::Instant::now();
+    let loaded = applied(&mut Loader::default(), &[("a", &text)]);
+    assert_eq!(loaded.snapshot.undefined_services().count(), 1);
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}

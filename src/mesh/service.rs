@@ -1,0 +1,102 @@
+//! A service: a name and virtual addresses in front of endpoints. Immutable, shared by `Arc`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::Vector;
+use ipnet::IpNet;
+
+use crate::mesh::workload::{GatewayAddress, Health, PortMap, Workload};
+use crate::telemetry::ServiceLabels;
+
+/// `namespace/hostname`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey {
+    pub namespace: Arc<str>,
+    pub hostname: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub key: ServiceKey,
+    pub name: Arc<str>,
+    /// (network, canonical address).
+    pub vips: Vec<(Arc<str>, IpAddr)>,
+    /// (network, range).
+    pub cidr_vips: Vec<(Arc<str>, IpNet)>,
+    pub ports: PortMap,
+    pub subject_alt_names: Vec<Arc<str>>,
+    pub waypoint: Option<GatewayAddress>,
+    /// (waypoint, weight).
+    pub weighted_waypoints: Vec<(GatewayAddress, u32)>,
+    pub load_balancer: Option<LoadBalancer>,
+    pub ip_families: Option<IpFamilies>,
+    pub canonical: bool,
+    pub visibility: Visibility,
+    /// Computed when the service enters the state.
+    pub labels: Arc<ServiceLabels>,
+}
+
+/// A service together with its endpoints, as the data path reads it.
+#[derive(Debug, Clone)]
+pub struct ServiceState {
+    pub service: Arc<Service>,
+    /// Sorted by workload uid; persistent, so a change to one endpoint shares the rest.
+    pub endpoints: Vector<Arc<Endpoint>>,
+}
+
+/// One workload behind a service.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    pub workload: Arc<Workload>,
+    /// The endpoint's own mapping of service ports; looked at before the service's.
+    pub ports: PortMap,
+    pub status: Health,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadBalancer {
+    pub routing_preferences: Vec<RoutingScope>,
+    pub mode: LoadBalancerMode,
+    pub health_policy: HealthPolicy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoutingScope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadBalancerMode {
+    Standard,
+    Strict,
+    Failover,
+    /// No choice of an endpoint: the original destination is dialled.
+    Passthrough,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HealthPolicy {
+    #[default]
+    OnlyHealthy,
+    AllowAll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpFamilies {
+    Dual,
+    Ipv4,
+    Ipv6,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Visibility {
+    #[default]
+    Public,
+    Namespace,
+}
