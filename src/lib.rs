@@ -3,12 +3,13 @@
 //! Everything is on one of four paths, each one-way; so far:
 //!
 //! ```text
+//! DATA      accept -> original destination -> resolve -> connect -> relay -> account       (proxy)
 //! CONTROL   files -> parse -> validate -> Snapshot -> watch channel -> read by DATA        (mesh)
 //! IDENTITY  certificates -> TLS configs -> watch channel -> read per handshake by DATA     (identity; no tunnels yet)
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `mesh -> identity ->
+//! Imports only point downward: `proxy -> mesh -> identity ->
 //! { files, config, telemetry, lifecycle, net }`.
 
 pub mod config;
@@ -17,4 +18,5 @@ pub mod identity;
 pub mod lifecycle;
 pub mod mesh;
 pub mod net;
+pub mod proxy;
 pub mod telemetry;

@@ -1,0 +1,149 @@
+//! DATA: what happens to one connection, in this order:
+//!
+//! ```text
+//! accept -> original destination -> resolve -> connect -> relay -> account
+//! ```
+//!
+//! The doors differ only in how they learn where a connection is going: [`outbound`] and [`inbound`] ask the kernel,
+//! [`socks5`] asks the client. A connection registers before it reads the snapshot, so that no change of state can fall
+//! between. The set-up is boxed and gone before the relay starts: what lives as long as the connection is small.
+
+pub mod accept;
+pub mod account;
+pub mod balance;
+pub mod connect;
+pub mod inbound;
+pub mod limits;
+pub mod loops;
+pub mod original_dst;
+pub mod outbound;
+pub mod pool;
+pub mod registry;
+pub mod relay;
+pub mod resolve;
+pub mod socks5;
+pub mod sweep;
+pub mod worker;
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::config::Settings;
+use crate::net::descriptors::Lent;
+use crate::net::dial::Dialled;
+use crate::net::own_sockets::OwnSocket;
+use crate::proxy::account::Ending;
+use crate::proxy::connect::{ConnectError, Connected};
+use crate::proxy::limits::Admitted;
+use crate::proxy::registry::{Entry, Registered, State};
+use crate::proxy::relay::{RelayOptions, Sockets, relay, reset, say_goodbye};
+use crate::proxy::worker::{Accepted, Worker};
+use crate::telemetry::access::Attempt;
+use crate::telemetry::{CloseReason, Door, PeerText};
+
+/// How long a client that got an answer in words may take to close.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What an idle connection may hold beside its sockets and its registry entry, in bytes.
+const LARGEST_TASK: usize = 1024;
+
+/// Starts the task of a connection.
+pub fn carry(worker: &Rc<Worker>, accepted: Accepted<TcpStream>) {
+    let Accepted { door, stream, peer, admitted, lent } = accepted;
+    let registered = worker.registry.register(door, peer, worker.settings());
+    worker.counters.opened(door);
+    worker.publish_load();
+    let task = serve(Rc::clone(worker), registered, stream, (admitted, lent));
+    debug_assert!(size_of_val(&task) <= LARGEST_TASK, "a connection's task has grown to {} bytes", size_of_val(&task));
+    tokio::task::spawn_local(task);
+}
+
+/// The task of a connection: what this holds across the relay, each idle connection holds.
+async fn serve(worker: Rc<Worker>, entry: Registered, downstream: TcpStream, counted: (Admitted, Lent)) {
+    let mut ending = Ending::new(CloseReason::Finished);
+    match Box::pin(set_up(&worker, &entry, downstream, &mut ending)).await {
+        Ok(ready) => {
+            ending.reason = relay(&ready.sockets, &entry, &worker.pool, &ready.options).await.close_reason();
+        }
+        Err(Refusal { reason, detail }) => {
+            ending.reason = reason;
+            ending.detail = detail.map(|error| error.to_string().into());
+        }
+    }
+    account::close(&worker, &entry, ending);
+    drop((entry, counted));
+    worker.publish_load();
+}
+
+/// A connection that is ready to be relayed.
+struct Ready {
+    sockets: Sockets,
+    /// Keeps the upstream socket known as ours.
+    _own: OwnSocket,
+    options: RelayOptions,
+}
+
+/// Why it is not. The downstream socket is closed by whoever makes this.
+type Refusal = ConnectError;
+
+/// A connection on its way through the stages before the relay.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    pub worker: &'a Worker,
+    pub entry: &'a Entry,
+    pub settings: Rc<Settings>,
+    pub downstream: TcpStream,
+    pub attempts: Vec<Attempt>,
+    pub requested: Option<PeerText>,
+}
+
+/// Everything up to the established upstream socket.
+async fn set_up(
+    worker: &Worker,
+    entry: &Registered,
+    downstream: TcpStream,
+    ending: &mut Ending,
+) -> Result<Ready, Refusal> {
+    let settings = Rc::clone(&entry.settings);
+    let mut opening = Opening { worker, entry, settings, downstream, attempts: Vec::new(), requested: None };
+    let result = {
+        let stages = pin!(async {
+            match entry.door {
+                Door::Outbound => outbound::open(&mut opening).await,
+                Door::Inbound => inbound::open(&mut opening).await,
+                // Boxed again: it is twice the size of the others, which should not pay for it.
+                Door::Socks5 => Box::pin(socks5::open(&mut opening)).await,
+            }
+        });
+        entry.unless_killed(stages).await.unwrap_or_else(|reason| Err(reason.into()))
+    };
+    let Opening { settings, downstream, attempts, requested, .. } = opening;
+    ending.attempts = attempts;
+    ending.requested = requested;
+    if entry.state() == State::Connecting {
+        account::open(worker, entry);
+    }
+    match result {
+        Ok(Connected { dialled, .. }) => {
+            let options = RelayOptions {
+                zero_copy: settings.relay.zero_copy,
+                reset_flush: settings.relay.reset_flush,
+                keepalive: settings.keepalive,
+            };
+            let Dialled { stream: upstream, own } = dialled;
+            Ok(Ready { sockets: Sockets { downstream, upstream }, _own: own, options })
+        }
+        Err(refusal) => {
+            // A SOCKS5 client has been told why, in words that a reset would destroy.
+            if entry.door == Door::Socks5 && entry.killed().is_none() && refusal.reason != CloseReason::DownstreamGone {
+                say_goodbye(downstream, GOODBYE).await;
+            } else {
+                reset(downstream);
+            }
+            Err(refusal)
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Accept: takes connections from one listening socket and starts a task for each. Ends only on drain.
+//!
+//! Errors by class: a connection that was gone before it was accepted is skipped; when descriptors or memory run out it
+//! waits a moment, is not ready meanwhile, and heals by itself; anything else is logged and waited for likewise. Beyond
+//! a limit, connections are reset at once and counted.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use crate::config::settings::Keepalive;
+use crate::lifecycle::Phase;
+use crate::net::address::PeerAddr;
+use crate::net::descriptors::Lent;
+use crate::net::listen::set_keepalive;
+use crate::proxy::carry;
+use crate::proxy::relay::reset;
+use crate::proxy::worker::{Accepted, Command, Worker, hand_over_to};
+use crate::telemetry::Door;
+
+/// Pause when the system has nothing left to accept with.
+const BACK_OFF: Duration = Duration::from_millis(100);
+/// At most one line about it in this time.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Descriptors that each connection needs: both sockets.
+const DESCRIPTORS: usize = 2;
+
+/// What an `accept` error means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AcceptError {
+    /// This one connection is gone.
+    Skip,
+    /// Descriptors, buffers or memory.
+    Exhausted,
+    Unexpected,
+}
+
+fn classify(error: &io::Error) -> AcceptError {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(
+            Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PROTO
+            | Errno::NETDOWN
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::PERM,
+        ) => AcceptError::Skip,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => AcceptError::Exhausted,
+        _ => AcceptError::Unexpected,
+    }
+}
+
+/// Accepts at `door` from when the process is ready until the door closes.
+pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpListener) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(listener = door.as_str(), %error, "the listener cannot be used");
+            return;
+        }
+    };
+    worker.shared.lifecycle.reached(Phase::Ready).await;
+    let keepalive = worker.settings().keepalive;
+    let mut acceptor = Acceptor { worker, door, listener, exhausted: false, keepalive };
+    while let Some((stream, peer, lent)) = acceptor.next().await {
+        admit(worker, door, stream, peer, lent);
+    }
+    acceptor.accept_the_rest();
+}
+
+/// Want of descriptors or memory, as all acceptors of the process share it.
+#[derive(Debug, Default)]
+pub struct Exhaustion {
+    /// How many suffer from it.
+    acceptors: AtomicUsize,
+    /// When it was last said: milliseconds since the start of the process and one more, 0 for never.
+    said: AtomicU64,
+    /// Whether it was said since the last time that all was well.
+    told: AtomicBool,
+}
+
+impl Exhaustion {
+    /// Whether a line about it is due, `now` after the start of the process.
+    fn may_say(&self, now: Duration) -> bool {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let now = millis(now).saturating_add(1);
+        let before = self.said.load(Ordering::Relaxed);
+        let due = before == 0 || now.saturating_sub(before) >= millis(LINE_EVERY);
+        due && self.said.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+struct Acceptor<'a> {
+    worker: &'a Rc<Worker>,
+    door: Door,
+    listener: TcpListener,
+    exhausted: bool,
+    /// What the listening socket passes on to the connections it accepts.
+    keepalive: Keepalive,
+}
+
+impl Acceptor<'_> {
+    /// The next connection, or `None` when the door closes.
+    async fn next(&mut self) -> Option<(TcpStream, SocketAddr, Lent)> {
+        loop {
+            let Some(lent) = self.worker.shared.budget.take(DESCRIPTORS) else {
+                self.back_off(&Errno::MFILE.into()).await?;
+                continue;
+            };
+            let worker = self.worker;
+            let accepted = tokio::select! {
+                biased;
+                () = worker.closing(self.door) => return None,
+                accepted = poll_fn(|cx| self.poll_accept(cx)) => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    self.healed();
+                    self.follow_keepalive(&stream);
+                    return Some((stream, peer, lent));
+                }
+                Err(error) => match classify(&error) {
+                    AcceptError::Skip => {}
+                    AcceptError::Exhausted | AcceptError::Unexpected => self.back_off(&error).await?,
+                },
+            }
+        }
+    }
+
+    /// After a reload the values differ from those that the socket has inherited.
+    fn follow_keepalive(&mut self, accepted: &TcpStream) {
+        let wanted = self.worker.settings().keepalive;
+        if wanted == self.keepalive {
+            return;
+        }
+        let listener = set_keepalive(&SockRef::from(&self.listener), wanted);
+        if let Err(error) = listener.and_then(|()| set_keepalive(&SockRef::from(accepted), wanted)) {
+            tracing::warn!(listener = self.door.as_str(), %error, "cannot set the new keepalive");
+        }
+        self.keepalive = wanted;
+    }
+
+    /// When nobody waits to be accepted, nothing is wanting any more: a process that is not ready gets no connection to
+    /// heal by.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        let accepted = self.listener.poll_accept(cx);
+        if accepted.is_pending() {
+            self.healed();
+        }
+        accepted
+    }
+
+    /// Waits a moment; `None` when the door closes meanwhile.
+    async fn back_off(&mut self, error: &io::Error) -> Option<()> {
+        let shared = &self.worker.shared;
+        self.worker.counters.accept_backoff();
+        if !std::mem::replace(&mut self.exhausted, true)
+            && shared.exhaustion.acceptors.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            shared.readiness.block("descriptors", Some(error.to_string()));
+        }
+        if shared.exhaustion.may_say(shared.started.elapsed()) {
+            shared.exhaustion.told.store(true, Ordering::Relaxed);
+            tracing::warn!(listener = self.door.as_str(), %error, "cannot accept; waiting for descriptors or memory");
+        }
+        tokio::select! {
+            () = self.worker.closing(self.door) => { self.healed(); None }
+            () = sleep(BACK_OFF) => Some(()),
+        }
+    }
+
+    fn healed(&mut self) {
+        let shared = &self.worker.shared;
+        let exhaustion = &shared.exhaustion;
+        if std::mem::take(&mut self.exhausted) && exhaustion.acceptors.fetch_sub(1, Ordering::Relaxed) == 1 {
+            shared.readiness.clear("descriptors");
+            if exhaustion.told.swap(false, Ordering::Relaxed) {
+                tracing::info!(listener = self.door.as_str(), "accepting again");
+            }
+        }
+    }
+
+    /// The kernel has completed these handshakes already; closing the socket now would reset them.
+    fn accept_the_rest(&self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok((stream, peer))) = self.listener.poll_accept(&mut cx) {
+            let Some(lent) = self.worker.shared.budget.take(DESCRIPTORS) else { return };
+            admit(self.worker, self.door, stream, peer, lent);
+        }
+    }
+}
+
+/// Lets the connection in, on this worker or on one with less to do, or resets it.
+fn admit(worker: &Rc<Worker>, door: Door, stream: TcpStream, peer: SocketAddr, lent: Lent) {
+    let admitted = match worker.shared.limits.admit(door) {
+        Ok(admitted) => admitted,
+        Err(scope) => {
+            worker.counters.refused(scope);
+            reset(stream);
+            if worker.admit_line(door) {
+                tracing::warn!(listener = door.as_str(), scope = scope.as_str(), "connection refused: limit reached");
+            }
+            return;
+        }
+    };
+    let accepted = Accepted { door, stream, peer: PeerAddr::new(peer), admitted, lent };
+    match hand_over_to(&worker.shared.posts, worker.index) {
+        None => carry(worker, accepted),
+        Some(other) => hand_over(worker, accepted, other),
+    }
+}
+
+fn hand_over(worker: &Rc<Worker>, accepted: Accepted<TcpStream>, other: usize) {
+    let Accepted { door, stream, peer, admitted, lent } = accepted;
+    // Reserved first, so that a full queue costs nothing: then it stays here.
+    let Ok(permit) = worker.shared.posts[other].commands.try_reserve() else {
+        carry(worker, Accepted { door, stream, peer, admitted, lent });
+        return;
+    };
+    match stream.into_std() {
+        Ok(stream) => {
+            worker.shared.posts[other].load.fetch_add(1, Ordering::Relaxed);
+            permit.send(Command::Carry(Box::new(Accepted { door, stream, peer, admitted, lent })));
+        }
+        Err(error) => tracing::warn!(%error, "a connection was lost between two workers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_in_five_seconds_whoever_asks() {
+        let exhaustion = Exhaustion::default();
+        let said = |millis| exhaustion.may_say(Duration::from_millis(millis));
+        assert_eq!([0, 1, 4999, 5000, 5001, 9999, 10_000].map(said), [true, false, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn accept_errors_by_class() {
+        for (errno, want) in [
+            (Errno::CONNABORTED, AcceptError::Skip),
+            (Errno::INTR, AcceptError::Skip),
+            (Errno::MFILE, AcceptError::Exhausted),
+            (Errno::NFILE, AcceptError::Exhausted),
+            (Errno::NOBUFS, AcceptError::Exhausted),
+            (Errno::NOMEM, AcceptError::Exhausted),
+            (Errno::INVAL, AcceptError::Unexpected),
+        ] {
+            assert_eq!(classify(&errno.into()), want, "{errno:?}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The outbound door: connections of the local workload that the kernel has captured on their way out.
+
+use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
+use crate::net::own_sockets::Way;
+use crate::proxy::Opening;
+use crate::proxy::account::labels_of;
+use crate::proxy::connect::{ConnectError, Connected, Request, connect};
+use crate::proxy::original_dst::original_dst;
+use crate::proxy::registry::State;
+use crate::proxy::resolve::{Question, ResolveError, Target, resolve};
+use crate::proxy::worker::Worker;
+use crate::telemetry::CloseReason;
+
+/// From an accepted socket to an established upstream one.
+///
+/// # Errors
+/// Why there is none.
+pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
+    let Opening { worker, entry, settings, downstream, .. } = &*opening;
+    // What comes from one of our own upstream sockets would be dialled again, and again.
+    if is_own_socket(worker, entry.peer) {
+        return Err(CloseReason::LoopRefused.into());
+    }
+    let dst = original_dst(downstream, entry.peer, settings.capture)
+        .map_err(|error| ConnectError { reason: CloseReason::NoOriginalDst, detail: Some(error) })?;
+    if worker.is_own(dst.into()) {
+        return Err(CloseReason::LoopRefused.into());
+    }
+    let target = look_up(opening, dst)?;
+    connect_to(opening, dst, &target).await
+}
+
+/// Without a mark the rules know adit's connections by its user, and may not know them at all: then a connection that is
+/// only just being dialled counts too.
+fn is_own_socket(worker: &Worker, peer: PeerAddr) -> bool {
+    let own = &worker.shared.own_sockets;
+    match worker.shared.mark {
+        Some(_) => own.contains(peer.socket_addr()),
+        None => own.contains_dialled(peer.socket_addr()),
+    }
+}
+
+/// Resolves `dst` in the current snapshot and notes both ends in the connection's facts.
+pub(super) fn look_up(opening: &Opening<'_>, dst: OriginalDst) -> Result<Target, ConnectError> {
+    let found = {
+        let snapshot = opening.worker.snapshot();
+        let settings = &opening.settings;
+        note_source(opening, &snapshot);
+        opening.entry.facts.borrow_mut().original_dst = Some(dst);
+        resolve(
+            &snapshot,
+            &Question {
+                dst,
+                network: &settings.network,
+                client_namespace: &settings.workload.namespace,
+                egress: settings.egress,
+            },
+        )
+    };
+    found.map_err(|error: ResolveError| error.close_reason().into())
+}
+
+/// The source of what leaves is the workload that this daemon serves, whatever address the client has.
+pub(super) fn note_source(opening: &Opening<'_>, snapshot: &crate::mesh::Snapshot) {
+    let settings = &opening.settings;
+    let local = snapshot.local_workload(&settings.workload, &settings.node);
+    opening.entry.facts.borrow_mut().source = labels_of(local);
+}
+
+/// Connects to a resolved target and notes where that led.
+pub(super) async fn connect_to(
+    opening: &mut Opening<'_>,
+    dst: OriginalDst,
+    target: &Target,
+) -> Result<Connected, ConnectError> {
+    let Opening { worker, entry, settings, downstream, attempts, .. } = opening;
+    {
+        let (destination, service) = target.labels();
+        let mut facts = entry.facts.borrow_mut();
+        facts.destination = destination;
+        facts.service = service;
+    }
+    entry.set_state(State::Connecting);
+    let request = Request {
+        target,
+        dst,
+        downstream,
+        network: &settings.network,
+        limits: &settings.connect,
+        source: None,
+        way: Way::Out,
+    };
+    let result = connect(worker, &request, attempts).await;
+    let mut facts = entry.facts.borrow_mut();
+    match &result {
+        Ok(connected) => {
+            facts.upstream = Some(connected.address);
+            facts.destination = labels_of(connected.workload.as_ref());
+        }
+        Err(_) => facts.upstream = attempts.last().map(|attempt| UpstreamAddr::new(attempt.address)),
+    }
+    drop(facts);
+    entry.touch();
+    result
+}

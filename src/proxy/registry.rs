@@ -1,0 +1,421 @@
+//! The per-worker table of connections: what policy, the sweep and an operator need to know of each, its byte counts,
+//! and a handle to end it with a reason.
+//!
+//! Belongs to one worker and is touched only on its thread, hence cells and no locks. A connection subscribes to
+//! nothing: the sweep leaves an order in its [`Entry`] and wakes it.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::config::Settings;
+use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
+use crate::telemetry::traffic::TrafficSeries;
+use crate::telemetry::{CloseReason, Door, PeerLabels, ServiceLabels};
+
+/// Which way bytes go; also the index of everything that exists once per direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Direction {
+    /// Downstream to upstream.
+    Up = 0,
+    /// Upstream to downstream.
+    Down = 1,
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::Up, Self::Down];
+
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Recovering the destination and resolving it.
+    Opening,
+    Connecting,
+    Established,
+    /// This direction has ended.
+    HalfClosed(Direction),
+    /// Delivering what came before a reset.
+    Flushing,
+}
+
+/// What is known of a connection's ends; filled in stage by stage.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    pub original_dst: Option<OriginalDst>,
+    pub upstream: Option<UpstreamAddr>,
+    pub source: Option<Arc<PeerLabels>>,
+    pub destination: Option<Arc<PeerLabels>>,
+    pub service: Option<Arc<ServiceLabels>>,
+}
+
+/// What the sweep asks a connection to do at its next poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Order {
+    /// Set keepalive and user timeout on the upstream socket: the connection has outlived its first second.
+    KeepAlive = 1,
+    /// A write has been blocked for long: look whether the peer is silent or only full.
+    CheckStall = 2,
+}
+
+/// One live connection.
+#[derive(Debug)]
+pub struct Entry {
+    pub id: u64,
+    pub door: Door,
+    pub peer: PeerAddr,
+    pub accepted: Instant,
+    /// In force when it was accepted; a reload does not touch it.
+    pub settings: Rc<Settings>,
+    pub facts: RefCell<Facts>,
+    state: Cell<State>,
+    bytes: [Cell<u64>; 2],
+    /// How many of `bytes` the traffic metrics know.
+    published: [Cell<u64>; 2],
+    traffic: OnceCell<Arc<TrafficSeries>>,
+    first_byte: Cell<Option<Instant>>,
+    last_activity: Cell<Instant>,
+    blocked_since: [Cell<Option<Instant>>; 2],
+    orders: Cell<u8>,
+    /// Orders that were ever given.
+    given: Cell<u8>,
+    stalled: Cell<bool>,
+    killed: Cell<Option<CloseReason>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Entry {
+    fn new(id: u64, door: Door, peer: PeerAddr, settings: Rc<Settings>) -> Self {
+        let now = Instant::now();
+        Self {
+            id,
+            door,
+            peer,
+            accepted: now,
+            settings,
+            facts: RefCell::default(),
+            state: Cell::new(State::Opening),
+            bytes: [Cell::new(0), Cell::new(0)],
+            published: [Cell::new(0), Cell::new(0)],
+            traffic: OnceCell::new(),
+            first_byte: Cell::new(None),
+            last_activity: Cell::new(now),
+            blocked_since: [Cell::new(None), Cell::new(None)],
+            orders: Cell::new(0),
+            given: Cell::new(0),
+            stalled: Cell::new(false),
+            killed: Cell::new(None),
+            waker: RefCell::new(None),
+        }
+    }
+
+    pub fn set_state(&self, state: State) {
+        self.state.set(state);
+    }
+
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Counts bytes that were written in `direction`.
+    pub fn moved(&self, direction: Direction, bytes: usize) {
+        let now = Instant::now();
+        let count = &self.bytes[direction.index()];
+        if direction == Direction::Down && count.get() == 0 {
+            self.first_byte.set(Some(now));
+        }
+        count.set(count.get() + bytes as u64);
+        self.last_activity.set(now);
+        self.blocked_since[direction.index()].set(None);
+    }
+
+    /// Bytes carried in `direction` so far, of payload, as accepted by the receiving socket.
+    #[must_use]
+    pub fn bytes(&self, direction: Direction) -> u64 {
+        self.bytes[direction.index()].get()
+    }
+
+    /// Bytes carried in `direction` since this was last asked.
+    #[must_use]
+    pub fn take_unpublished(&self, direction: Direction) -> u64 {
+        let bytes = self.bytes(direction);
+        bytes - self.published[direction.index()].replace(bytes)
+    }
+
+    /// Opens the traffic account; the first one stays.
+    pub fn set_traffic(&self, series: Arc<TrafficSeries>) {
+        let _ = self.traffic.set(series);
+    }
+
+    #[must_use]
+    pub fn traffic(&self) -> Option<&TrafficSeries> {
+        self.traffic.get().map(AsRef::as_ref)
+    }
+
+    /// When the first byte went downstream, measured from the accept.
+    #[must_use]
+    pub fn first_byte(&self) -> Option<Duration> {
+        self.first_byte.get().map(|at| at.duration_since(self.accepted))
+    }
+
+    /// Something happened that is not bytes: a half ended, the upstream connected.
+    pub fn touch(&self) {
+        self.last_activity.set(Instant::now());
+    }
+
+    #[must_use]
+    pub fn idle(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_activity.get())
+    }
+
+    /// A write in `direction` could not go on.
+    pub fn blocked(&self, direction: Direction) {
+        let since = &self.blocked_since[direction.index()];
+        if since.get().is_none() {
+            since.set(Some(Instant::now()));
+        }
+    }
+
+    #[must_use]
+    pub fn blocked_for(&self, direction: Direction, now: Instant) -> Option<Duration> {
+        self.blocked_since[direction.index()].get().map(|since| now.saturating_duration_since(since))
+    }
+
+    /// Whether `order` was never given to this connection.
+    #[must_use]
+    pub fn first_time(&self, order: Order) -> bool {
+        self.given.get() & order as u8 == 0
+    }
+
+    /// Whether the last sweep saw a write that was blocked for long.
+    #[must_use]
+    pub fn was_stalled(&self) -> bool {
+        self.stalled.get()
+    }
+
+    pub fn set_stalled(&self, stalled: bool) {
+        self.stalled.set(stalled);
+    }
+
+    /// A number of this connection's own, spread evenly over 0..256.
+    #[must_use]
+    pub fn jitter(&self) -> u8 {
+        // Fibonacci hashing: neighbouring ids get numbers far apart.
+        self.id.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]
+    }
+
+    /// Leaves an order and wakes the connection.
+    pub fn order(&self, order: Order) {
+        self.orders.set(self.orders.get() | order as u8);
+        self.given.set(self.given.get() | order as u8);
+        self.wake();
+    }
+
+    /// Takes the order, if it was given.
+    #[must_use]
+    pub fn take_order(&self, order: Order) -> bool {
+        let given = self.orders.get() & order as u8 != 0;
+        self.orders.set(self.orders.get() & !(order as u8));
+        given
+    }
+
+    /// Ends the connection with `reason` (the first reason counts).
+    pub fn kill(&self, reason: CloseReason) {
+        if self.killed.get().is_none() {
+            self.killed.set(Some(reason));
+            self.wake();
+        }
+    }
+
+    #[must_use]
+    pub fn killed(&self) -> Option<CloseReason> {
+        self.killed.get()
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Makes orders and kills wake the task that polls with `cx`.
+    pub fn listen(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match waker.as_ref() {
+            Some(known) if known.will_wake(cx.waker()) => {}
+            _ => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Runs `work` until it is done or the connection is killed.
+    ///
+    /// # Errors
+    /// The reason of the kill.
+    pub async fn unless_killed<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, CloseReason> {
+        poll_fn(|cx| {
+            self.listen(cx);
+            match self.killed() {
+                Some(reason) => Poll::Ready(Err(reason)),
+                None => work.as_mut().poll(cx).map(Ok),
+            }
+        })
+        .await
+    }
+}
+
+/// All live connections of one worker.
+#[derive(Debug)]
+pub struct Registry {
+    entries: RefCell<Slab<Rc<Entry>>>,
+    next_id: Cell<u64>,
+}
+
+impl Registry {
+    /// `worker` makes ids unique in the process.
+    #[must_use]
+    pub fn new(worker: usize) -> Self {
+        Self { entries: RefCell::default(), next_id: Cell::new((worker as u64) << 48) }
+    }
+
+    /// Registers a connection until the returned value is dropped.
+    pub fn register(self: &Rc<Self>, door: Door, peer: PeerAddr, settings: Rc<Settings>) -> Registered {
+        let id = self.next_id.get() + 1;
+        self.next_id.set(id);
+        let entry = Rc::new(Entry::new(id, door, peer, settings));
+        let key = self.entries.borrow_mut().insert(Rc::clone(&entry));
+        Registered { entry, key, registry: Rc::clone(self) }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `visit` for each live connection. `visit` must not register or drop connections.
+    pub fn for_each(&self, mut visit: impl FnMut(&Entry)) {
+        for (_, entry) in self.entries.borrow().iter() {
+            visit(entry);
+        }
+    }
+
+    /// Gives back memory that a past crowd left behind.
+    pub fn shrink(&self) {
+        let mut entries = self.entries.borrow_mut();
+        if entries.capacity() > 1024 && entries.len() < entries.capacity() / 4 {
+            entries.shrink_to_fit();
+        }
+    }
+}
+
+/// Keeps a connection in the registry.
+#[derive(Debug)]
+pub struct Registered {
+    entry: Rc<Entry>,
+    key: usize,
+    registry: Rc<Registry>,
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.entries.borrow_mut().remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer() -> PeerAddr {
+        PeerAddr::new("10.0.0.1:1234".parse().expect("address"))
+    }
+
+    #[test]
+    fn a_connection_is_listed_while_it_lives_and_ids_never_repeat() {
+        let registry = Rc::new(Registry::new(3));
+        let first = registry.register(Door::Outbound, peer(), Rc::default());
+        let second = registry.register(Door::Inbound, peer(), Rc::default());
+        assert_eq!(registry.len(), 2);
+        assert_ne!(first.id, second.id);
+        assert_eq!(first.id >> 48, 3);
+        let id = first.id;
+        drop(first);
+        assert!(registry.register(Door::Outbound, peer(), Rc::default()).id > id);
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_kill_ends_work_that_would_never_end_and_keeps_its_first_reason() {
+        let registry = Rc::new(Registry::new(0));
+        let entry = registry.register(Door::Outbound, peer(), Rc::default());
+        let mut never = std::pin::pin!(std::future::pending::<()>());
+        let work = entry.unless_killed(never.as_mut());
+        let kill = async {
+            tokio::task::yield_now().await;
+            entry.kill(CloseReason::Drain);
+            entry.kill(CloseReason::IdleTimeout);
+        };
+        let (ended, ()) = tokio::time::timeout(Duration::from_secs(5), async { tokio::join!(work, kill) })
+            .await
+            .expect("the kill wakes the work");
+        assert_eq!(ended, Err(CloseReason::Drain));
+    }
+
+    #[test]
+    fn orders_are_taken_once() {
+        let registry = Rc::new(Registry::new(0));
+        let entry = registry.register(Door::Outbound, peer(), Rc::default());
+        entry.order(Order::KeepAlive);
+        assert!(!entry.take_order(Order::CheckStall));
+        assert!(entry.take_order(Order::KeepAlive));
+        assert!(!entry.take_order(Order::KeepAlive));
+    }
+
+    #[test]
+    fn moving_bytes_unblocks_and_marks_the_first_byte() {
+        let registry = Rc::new(Registry::new(0));
+        let entry = registry.register(Door::Outbound, peer(), Rc::default());
+        entry.blocked(Direction::Down);
+        assert!(entry.blocked_for(Direction::Down, Instant::now()).is_some());
+        entry.moved(Direction::Up, 10);
+        assert!(entry.first_byte().is_none());
+        entry.moved(Direction::Down, 5);
+        assert!(entry.first_byte().is_some());
+        assert!(entry.blocked_for(Direction::Down, Instant::now()).is_none());
+        assert_eq!((entry.bytes(Direction::Up), entry.bytes(Direction::Down)), (10, 5));
+    }
+}

@@ -1,0 +1,120 @@
+//! Resolve: from where a client was going to what may be dialled. A pure function of the snapshot.
+//!
+//! A service's virtual address and port become its endpoints, a workload's address that workload, anything else is
+//! passed through or refused (`egress`). What needs a tunnel is refused: it is never carried in the clear. Fails closed.
+
+use std::sync::Arc;
+
+use crate::config::settings::Egress;
+use crate::mesh::service::LoadBalancerMode;
+use crate::mesh::{Protocol, ServiceState, Snapshot, Workload};
+use crate::net::address::{OriginalDst, UpstreamAddr};
+use crate::telemetry::{CloseReason, PeerLabels, ServiceLabels};
+
+/// Who asks, for where.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    pub dst: OriginalDst,
+    pub network: &'a str,
+    pub client_namespace: &'a str,
+    pub egress: Egress,
+}
+
+/// What may be dialled.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Exactly this address.
+    Single {
+        address: UpstreamAddr,
+        /// The workload that has it; none when passed through.
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<ServiceLabels>>,
+    },
+    /// Any endpoint of the service, addressed at `port`.
+    Service { state: Arc<ServiceState>, port: u16 },
+}
+
+impl Target {
+    /// Labels of the destination as far as they are known before an endpoint is chosen.
+    #[must_use]
+    pub fn labels(&self) -> (Option<Arc<PeerLabels>>, Option<Arc<ServiceLabels>>) {
+        match self {
+            Self::Single { workload, service, .. } => {
+                (workload.as_ref().map(|workload| Arc::clone(&workload.labels)), service.clone())
+            }
+            Self::Service { state, .. } => (None, Some(Arc::clone(&state.service.labels))),
+        }
+    }
+}
+
+/// Why there is nothing to dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    #[error("the state does not know {0} and egress is registryOnly")]
+    UnknownDestination(OriginalDst),
+    #[error("the service at {0} has no such port")]
+    NoServicePort(OriginalDst),
+    #[error("{0} needs a tunnel")]
+    NeedsTunnel(OriginalDst),
+}
+
+impl ResolveError {
+    #[must_use]
+    pub const fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::UnknownDestination(_) => CloseReason::UnknownDestination,
+            Self::NoServicePort(_) => CloseReason::NoServicePort,
+            Self::NeedsTunnel(_) => CloseReason::TunnelUnsupported,
+        }
+    }
+}
+
+/// Resolves an outbound destination: service before workload, from one snapshot.
+///
+/// # Errors
+/// See [`ResolveError`].
+pub fn resolve(snapshot: &Snapshot, question: &Question<'_>) -> Result<Target, ResolveError> {
+    let Question { dst, network, client_namespace, egress } = *question;
+    if let Some(state) = snapshot.service(network, dst.ip(), client_namespace) {
+        return of_service(state, dst);
+    }
+    if let Some(workload) = snapshot.workload(network, dst.ip()) {
+        if needs_tunnel(workload, network) || workload.waypoint.is_some() {
+            return Err(ResolveError::NeedsTunnel(dst));
+        }
+        let workload = Some(Arc::clone(workload));
+        return Ok(Target::Single { address: UpstreamAddr::new(dst.socket_addr()), workload, service: None });
+    }
+    match egress {
+        Egress::AllowAny => Ok(pass_through(dst, None)),
+        Egress::RegistryOnly => Err(ResolveError::UnknownDestination(dst)),
+    }
+}
+
+fn pass_through(dst: OriginalDst, service: Option<Arc<ServiceLabels>>) -> Target {
+    Target::Single { address: UpstreamAddr::new(dst.socket_addr()), workload: None, service }
+}
+
+/// Resolves a service that was found, by address or by name.
+///
+/// # Errors
+/// See [`ResolveError`].
+pub fn of_service(state: &Arc<ServiceState>, dst: OriginalDst) -> Result<Target, ResolveError> {
+    let service = &state.service;
+    if service.waypoint.is_some() || service.weighted_waypoints.iter().any(|(_, weight)| *weight > 0) {
+        return Err(ResolveError::NeedsTunnel(dst));
+    }
+    if matches!(&service.load_balancer, Some(balancer) if balancer.mode == LoadBalancerMode::Passthrough) {
+        return Ok(pass_through(dst, Some(Arc::clone(&service.labels))));
+    }
+    if !service.ports.contains_key(&dst.port()) {
+        return Err(ResolveError::NoServicePort(dst));
+    }
+    Ok(Target::Service { state: Arc::clone(state), port: dst.port() })
+}
+
+/// Whether a workload can only be reached through a tunnel from `network`.
+#[must_use]
+pub fn needs_tunnel(workload: &Workload, network: &str) -> bool {
+    workload.protocol == Protocol::Hbone || *workload.network != *network
+}

@@ -1,0 +1,210 @@
+//! The SOCKS5 door (RFC 1928): CONNECT without authentication, to an IPv4 or IPv6 address or a name.
+//!
+//! The reply is sent after the upstream connect and says how it went. Names of known services resolve in the state,
+//! other names by the system's resolver under `egress: allowAny`. Loopback and link-local destinations are refused
+//! unless a workload of the state has the address, or `socks5AllowLocal` is on. Fails closed.
+
+pub mod request;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::config::settings::Egress;
+use crate::net::address::OriginalDst;
+use crate::net::local::is_loopback_or_link_local;
+use crate::proxy::Opening;
+use crate::proxy::connect::{ConnectError, Connected};
+use crate::proxy::outbound::{connect_to, look_up, note_source};
+use crate::proxy::resolve::{Target, of_service};
+use crate::telemetry::{CloseReason, PeerText};
+
+use request::{
+    Destination, LONGEST_GREETING, LONGEST_REQUEST, METHOD_NO_AUTH, METHOD_NONE, Parsed, Reply, SocksError,
+    encode_reply, parse_greeting, parse_request,
+};
+
+/// For the greeting and the request together.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// For a reply of a few bytes to a client that does not read.
+const REPLY_WITHIN: Duration = Duration::from_secs(5);
+/// For one look-up by the system's resolver.
+const NAME_WITHIN: Duration = Duration::from_secs(5);
+
+/// From an accepted socket to an established upstream one, whose client has been told so.
+///
+/// # Errors
+/// Why there is none; the client has been told, if it spoke SOCKS5.
+pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
+    let result = match destination(&mut opening.downstream).await {
+        Ok(destination) => go(opening, destination).await,
+        Err(Unanswerable::Socks(error)) => {
+            if let Some(reply) = error.reply() {
+                send(&mut opening.downstream, &encode_reply(reply, None)).await?;
+            }
+            return Err(ConnectError {
+                reason: CloseReason::SocksProtocol,
+                detail: Some(std::io::Error::other(error)),
+            });
+        }
+        Err(Unanswerable::Connection(error)) => return Err(error),
+    };
+    let (reply, bound) = match &result {
+        Ok(connected) => (Reply::Succeeded, Some(connected.dialled.own.local())),
+        Err(error) => (reply_for(error), None),
+    };
+    send(&mut opening.downstream, &encode_reply(reply, bound)).await?;
+    result
+}
+
+/// A client whose request never became one.
+enum Unanswerable {
+    Socks(SocksError),
+    Connection(ConnectError),
+}
+
+impl From<ConnectError> for Unanswerable {
+    fn from(error: ConnectError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+/// Greeting and request, however they are split into packets; nothing that follows them is read.
+async fn destination(downstream: &mut TcpStream) -> Result<Destination, Unanswerable> {
+    let exchange = async {
+        let offers_no_auth = read_message(downstream, LONGEST_GREETING, parse_greeting).await?;
+        if !offers_no_auth {
+            send(downstream, &METHOD_NONE).await?;
+            return Err(Unanswerable::Socks(SocksError::Method));
+        }
+        send(downstream, &METHOD_NO_AUTH).await?;
+        read_message(downstream, LONGEST_REQUEST, parse_request).await
+    };
+    timeout(REQUEST_WITHIN, exchange)
+        .await
+        .unwrap_or_else(|_elapsed| Err(Unanswerable::Connection(CloseReason::SocksTimeout.into())))
+}
+
+/// Reads exactly one message: looks at what has arrived, and takes it only when it is complete, so that bytes a client
+/// sends ahead stay for the relay.
+async fn read_message<T>(
+    downstream: &mut TcpStream,
+    longest: usize,
+    parse: impl Fn(&[u8]) -> Parsed<T>,
+) -> Result<T, Unanswerable> {
+    let mut message = Vec::with_capacity(longest);
+    loop {
+        let mut ahead = vec![0; longest - message.len()];
+        let count = downstream.peek(&mut ahead).await.map_err(gone)?;
+        if count == 0 {
+            return Err(Unanswerable::Connection(CloseReason::DownstreamGone.into()));
+        }
+        let known = message.len();
+        message.extend_from_slice(ahead.get(..count).unwrap_or_default());
+        let parsed = parse(&message).map_err(Unanswerable::Socks)?;
+        let take = parsed.as_ref().map_or(count, |(_, whole)| whole - known);
+        let mut taken = vec![0; take];
+        tokio::io::AsyncReadExt::read_exact(downstream, &mut taken).await.map_err(gone)?;
+        if let Some((value, _)) = parsed {
+            return Ok(value);
+        }
+    }
+}
+
+fn gone(error: std::io::Error) -> ConnectError {
+    ConnectError { reason: CloseReason::DownstreamGone, detail: Some(error) }
+}
+
+async fn send(downstream: &mut TcpStream, bytes: &[u8]) -> Result<(), ConnectError> {
+    match timeout(REPLY_WITHIN, downstream.write_all(bytes)).await {
+        Ok(result) => result.map_err(gone),
+        Err(_elapsed) => Err(CloseReason::DownstreamGone.into()),
+    }
+}
+
+async fn go(opening: &mut Opening<'_>, destination: Destination) -> Result<Connected, ConnectError> {
+    match destination {
+        Destination::Address(address) => go_to_address(opening, OriginalDst::new(address)).await,
+        Destination::Name(name, port) => {
+            opening.requested = Some(PeerText::from_bytes(format!("{name}:{port}").as_bytes()));
+            if let Some((dst, target)) = known_service(opening, &name, port)? {
+                return connect_to(opening, dst, &target).await;
+            }
+            if let Ok(ip) = name.parse::<IpAddr>() {
+                return go_to_address(opening, OriginalDst::new(SocketAddr::new(ip, port))).await;
+            }
+            if opening.settings.egress == Egress::RegistryOnly {
+                return Err(CloseReason::UnknownDestination.into());
+            }
+            let address = look_up_name(&name, port).await?;
+            go_to_address(opening, OriginalDst::new(address)).await
+        }
+    }
+}
+
+async fn go_to_address(opening: &mut Opening<'_>, dst: OriginalDst) -> Result<Connected, ConnectError> {
+    if opening.worker.is_own(dst.into()) {
+        return Err(CloseReason::LoopRefused.into());
+    }
+    let target = look_up(opening, dst)?;
+    let known = !matches!(&target, Target::Single { workload: None, .. });
+    if !known && !opening.settings.socks5_allow_local && is_loopback_or_link_local(dst.ip()) {
+        return Err(CloseReason::LocalDestination.into());
+    }
+    connect_to(opening, dst, &target).await
+}
+
+/// A service of the state by its host name; its first address of our network stands for where the client was going.
+fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<(OriginalDst, Target)>, ConnectError> {
+    let settings = &opening.settings;
+    let snapshot = opening.worker.snapshot();
+    let Some(state) = snapshot.service_by_host(name, &settings.workload.namespace) else { return Ok(None) };
+    let vip = state.service.vips.iter().find(|(network, _)| *network == settings.network);
+    let ip = vip.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |(_, ip)| *ip);
+    let dst = OriginalDst::new(SocketAddr::new(ip, port));
+    note_source(opening, &snapshot);
+    opening.entry.facts.borrow_mut().original_dst = Some(dst);
+    let target = of_service(state, dst).map_err(|error| ConnectError::from(error.close_reason()))?;
+    if matches!(&target, Target::Single { .. }) && vip.is_none() {
+        // Passed through by its load balancer, but there is no address to pass it to.
+        return Err(CloseReason::NameUnresolved.into());
+    }
+    Ok(Some((dst, target)))
+}
+
+async fn look_up_name(name: &str, port: u16) -> Result<SocketAddr, ConnectError> {
+    let unresolved = |detail| ConnectError { reason: CloseReason::NameUnresolved, detail };
+    match timeout(NAME_WITHIN, tokio::net::lookup_host((name, port))).await {
+        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| unresolved(None)),
+        Ok(Err(error)) => Err(unresolved(Some(error))),
+        Err(_elapsed) => Err(unresolved(None)),
+    }
+}
+
+/// What a client is told.
+fn reply_for(error: &ConnectError) -> Reply {
+    match error.reason {
+        CloseReason::ConnectRefused | CloseReason::ConnectReset => Reply::ConnectionRefused,
+        CloseReason::ConnectUnreachable if is_about_the_network(error) => Reply::NetworkUnreachable,
+        CloseReason::ConnectUnreachable
+        | CloseReason::ConnectTimeout
+        | CloseReason::NameUnresolved
+        | CloseReason::NoHealthyUpstream
+        | CloseReason::NoServicePort => Reply::HostUnreachable,
+        CloseReason::UnknownDestination
+        | CloseReason::LocalDestination
+        | CloseReason::LoopRefused
+        | CloseReason::TunnelUnsupported => Reply::NotAllowed,
+        _ => Reply::GeneralFailure,
+    }
+}
+
+/// Whether there is no way to the destination's network, rather than to the destination.
+fn is_about_the_network(error: &ConnectError) -> bool {
+    let errno = error.detail.as_ref().and_then(std::io::Error::raw_os_error).map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::NETUNREACH | Errno::NETDOWN))
+}

@@ -1,0 +1,244 @@
+//! A worker's thread: its main loop beside its acceptors and connections.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::sleep;
+
+use crate::lifecycle::Phase;
+use crate::proxy::registry::{Direction, Entry, State};
+use crate::proxy::sweep::{IDLE_TICK, TICK, sweep};
+use crate::proxy::worker::{Accepted, Command, Shared, Worker};
+use crate::proxy::{accept, carry};
+use crate::telemetry::workers::WorkerCounters;
+use crate::telemetry::{CloseReason, ConnectionInfo, ConnectionPeer, ConnectionState, Door, PeerLabels};
+
+/// Threads for name look-ups of SOCKS5 clients, per worker.
+const BLOCKING_THREADS: usize = 4;
+/// How often what is left is cut while the end is forced.
+const CUT_EVERY: Duration = Duration::from_millis(50);
+/// How often the label cache lets go of what is no longer asked for.
+const ROTATE_EVERY: Duration = Duration::from_secs(60);
+
+/// One listening socket of this worker.
+#[derive(Debug)]
+pub struct WorkerDoor {
+    pub door: Door,
+    pub listener: std::net::TcpListener,
+}
+
+/// Starts the thread of worker `index`. It ends when all doors are closed and no connection is left.
+///
+/// # Errors
+/// The thread or its runtime could not be made.
+pub fn spawn(
+    index: usize,
+    shared: Arc<Shared>,
+    counters: Arc<WorkerCounters>,
+    doors: Vec<WorkerDoor>,
+    commands: mpsc::Receiver<Command>,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    // Before the thread starts, so that it cannot miss a phase.
+    let phases = shared.lifecycle.subscribe();
+    for WorkerDoor { door, .. } in &doors {
+        shared.accepting[*door as usize].fetch_add(1, Ordering::Relaxed);
+    }
+    let runtime_of = move || {
+        Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name(format!("adit-names-{index}"))
+            .build_local(LocalOptions::default())
+    };
+    std::thread::Builder::new().name(format!("adit-data-{index}")).spawn(move || match runtime_of() {
+        Ok(runtime) => {
+            let worker = Worker::new(index, shared, counters);
+            runtime.block_on(main_loop(&worker, doors, commands, phases));
+            // Names that are still being looked up would otherwise hold the exit up.
+            runtime.shutdown_background();
+        }
+        Err(error) => tracing::error!(worker = index, %error, "a data worker has no runtime"),
+    })
+}
+
+async fn main_loop(
+    worker: &Rc<Worker>,
+    doors: Vec<WorkerDoor>,
+    mut commands: mpsc::Receiver<Command>,
+    mut phases: broadcast::Receiver<Phase>,
+) {
+    let mut acceptors = tokio::task::JoinSet::new();
+    for WorkerDoor { door, listener } in doors {
+        let worker = Rc::clone(worker);
+        acceptors.spawn_local(async move {
+            accept::accept(&worker, door, listener).await;
+            worker.shared.accepting[door as usize].fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+    let mut settings = worker.shared.settings.clone();
+    let mut snapshot = worker.shared.snapshot.clone();
+    let mut next_rotation = Instant::now() + ROTATE_EVERY;
+    let mut phase = worker.shared.lifecycle.phase();
+    let mut heard = false;
+    loop {
+        beat(worker);
+        obey(worker, phase);
+        if phase >= Phase::DrainInbound && acceptors.is_empty() && worker.registry.is_empty() {
+            // Nobody hands anything over from here on; what was handed over before is carried to its end.
+            commands.close();
+            match commands.recv().await {
+                Some(command) => execute(worker, command),
+                None => return,
+            }
+        }
+        let tick = if phase >= Phase::Forced {
+            CUT_EVERY
+        } else if phase > Phase::Ready || !worker.registry.is_empty() {
+            TICK
+        } else {
+            IDLE_TICK
+        };
+        tokio::select! {
+            () = sleep(tick) => {
+                turn(worker, &mut next_rotation);
+                if phase >= Phase::Forced {
+                    cut(worker, phase);
+                }
+            }
+            Ok(()) = changed(&mut settings) => {
+                *worker.settings.borrow_mut() = Rc::new((**settings.borrow_and_update()).clone());
+            }
+            Ok(()) = changed(&mut snapshot) => {
+                let new = Arc::clone(&snapshot.borrow_and_update());
+                *worker.snapshot.borrow_mut() = new;
+            }
+            Some(command) = commands.recv() => execute(worker, command),
+            Some(_) = acceptors.join_next() => {}
+            _ = phases.recv(), if !heard => {}
+        }
+        phase = worker.shared.lifecycle.phase();
+        heard = phase == Phase::Stopped;
+    }
+}
+
+/// A closed channel is not a change: the sender goes away only with the process.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) -> Result<(), watch::error::RecvError> {
+    match receiver.changed().await {
+        Ok(()) => Ok(()),
+        Err(_closed) => std::future::pending().await,
+    }
+}
+
+fn beat(worker: &Worker) {
+    let now = worker.shared.started.elapsed().as_millis();
+    worker.post().beat.store(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+    worker.publish_load();
+}
+
+fn obey(worker: &Worker, phase: Phase) {
+    if phase >= Phase::DrainInbound && !worker.is_closed(Door::Inbound) {
+        worker.close_door(Door::Inbound);
+    }
+    if phase >= Phase::DrainAll {
+        for door in Door::ALL.into_iter().filter(|door| !worker.is_closed(*door)) {
+            worker.close_door(door);
+        }
+    }
+}
+
+fn execute(worker: &Rc<Worker>, command: Command) {
+    match command {
+        Command::Carry(accepted) => {
+            let Accepted { door, stream, peer, admitted, lent } = *accepted;
+            match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => carry(worker, Accepted { door, stream, peer, admitted, lent }),
+                Err(error) => tracing::warn!(%error, "a connection was lost between two workers"),
+            }
+        }
+        Command::List(answer) => {
+            let now = Instant::now();
+            let mut connections = Vec::with_capacity(worker.registry.len());
+            worker.registry.for_each(|entry| connections.push(info(entry, now)));
+            // Nobody waits any more: the request has timed out.
+            let _ = answer.send(connections);
+        }
+    }
+}
+
+/// One turn of the sweep.
+fn turn(worker: &Worker, next_rotation: &mut Instant) {
+    let now = Instant::now();
+    worker.registry.for_each(|entry| sweep(entry, now));
+    worker.registry.shrink();
+    worker.pool.shrink();
+    if now >= *next_rotation {
+        *next_rotation = now + ROTATE_EVERY;
+        worker.traffic.borrow_mut().rotate();
+    }
+    for door in Door::ALL {
+        if let Some(lines) = worker.limiters.borrow_mut()[door as usize].summary(now) {
+            tracing::warn!(listener = door.as_str(), lines, "more connections failed early; their lines were left out");
+        }
+    }
+}
+
+/// Cuts its share of what is left, so that all is gone, evenly, when the time is up; all when the process stops.
+fn cut(worker: &Worker, phase: Phase) {
+    let now = Instant::now();
+    let until = worker.shared.force_until.get().copied().filter(|_| phase == Phase::Forced).unwrap_or(now);
+    let turns = until.saturating_duration_since(now).as_millis() / CUT_EVERY.as_millis() + 1;
+    let left = worker.registry.len();
+    let share = left.div_ceil(usize::try_from(turns).unwrap_or(usize::MAX));
+    let mut to_cut = share;
+    worker.registry.for_each(|entry| {
+        if to_cut > 0 && entry.killed().is_none() {
+            entry.kill(CloseReason::Drain);
+            to_cut -= 1;
+        }
+    });
+}
+
+fn info(entry: &Entry, now: Instant) -> ConnectionInfo {
+    let facts = entry.facts.borrow();
+    let peer = |labels: &Option<Arc<PeerLabels>>| {
+        labels.as_ref().map_or_else(ConnectionPeer::default, |labels| ConnectionPeer {
+            workload: labels.name.to_string(),
+            namespace: labels.namespace.to_string(),
+            identity: labels.principal.to_string(),
+        })
+    };
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    ConnectionInfo {
+        id: entry.id,
+        direction: entry.door.direction(),
+        listener: entry.door,
+        downstream: entry.peer.socket_addr(),
+        original_dst: facts.original_dst.map(|dst| dst.socket_addr()),
+        upstream: facts.upstream.map(|upstream| upstream.socket_addr()),
+        source: peer(&facts.source),
+        destination: peer(&facts.destination),
+        service: facts.service.as_ref().map_or_else(String::new, |service| service.hostname.to_string()),
+        bytes_from_downstream: entry.bytes(Direction::Up),
+        bytes_from_upstream: entry.bytes(Direction::Down),
+        age_ms: millis(now.saturating_duration_since(entry.accepted)),
+        idle_ms: millis(entry.idle(now)),
+        state: state(entry),
+    }
+}
+
+fn state(entry: &Entry) -> ConnectionState {
+    match entry.state() {
+        _ if entry.killed().is_some() => ConnectionState::Closing,
+        State::Opening => ConnectionState::Accepting,
+        State::Connecting => ConnectionState::Connecting,
+        State::Established => ConnectionState::Open,
+        State::HalfClosed(Direction::Up) => ConnectionState::DownstreamClosed,
+        State::HalfClosed(Direction::Down) => ConnectionState::UpstreamClosed,
+        State::Flushing => ConnectionState::Closing,
+    }
+}
