@@ -9,9 +9,10 @@
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `proxy -> mesh -> identity ->
-//! { files, config, telemetry, lifecycle, net }`.
+//! Imports only point downward: `{ admin, proxy } -> mesh ->
+//! identity -> { files, config, telemetry, lifecycle, net }`.
 
+pub mod admin;
 pub mod config;
 pub mod files;
 pub mod identity;
