@@ -1,6 +1,6 @@
-//! adit: an L4 proxy daemon. This is the map of the house, as far as it is built.
+//! adit: an L4 proxy daemon. This is the map of the house.
 //!
-//! Everything is on one of four paths, each one-way; so far:
+//! Everything is on one of four paths, each one-way:
 //!
 //! ```text
 //! DATA      accept -> original destination -> resolve -> connect -> relay -> account       (proxy)
@@ -9,10 +9,12 @@
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `{ admin, proxy } -> mesh ->
+//! Imports only point downward: `main -> cli -> app -> { admin, proxy } -> mesh ->
 //! identity -> { files, config, telemetry, lifecycle, net }`.
 
 pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod files;
 pub mod identity;

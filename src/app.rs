@@ -1,0 +1,152 @@
+//! The only wiring: binds everything, makes the channels, starts the four paths, and ends them in order.
+//!
+//! In: the settings and where they came from. Out: an exit code. The control thread (this one) serves admin, metrics,
+//! readiness, files and signals; data workers are threads of their own. A start either succeeds whole or fails with one
+//! error: there is no degraded run.
+
+mod control;
+mod daemon;
+mod demo;
+mod doors;
+mod preserve;
+mod reload;
+mod shutdown;
+mod signals;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::runtime::{Builder, LocalOptions};
+
+use crate::config::auto::{self, Machine};
+use crate::config::settings::{AdminAddr, Capture, PreserveSource};
+use crate::config::{Problems, Settings, Sources};
+use crate::files::{Pace, WatchMode};
+use crate::identity;
+use crate::mesh::FileSource;
+use crate::net::{capability, descriptors};
+use crate::telemetry::Logger;
+
+use daemon::Daemon;
+use doors::Doors;
+
+/// How long the log may take to be written out at the end.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+/// The control thread's helpers: parsing and dumping state, looking at files.
+const BLOCKING_THREADS: usize = 4;
+
+/// What to run.
+#[derive(Debug)]
+struct Launch {
+    sources: Sources,
+    /// As loaded from `sources`.
+    settings: Settings,
+    /// Start the demo's echo service too and print what to try.
+    demo: bool,
+}
+
+/// Problems in settings or mesh files, as an error: they are printed one by one.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration is not valid")]
+pub struct Invalid(pub Problems);
+
+/// `adit run`: the daemon, until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting; [`Invalid`] when that was the files.
+pub fn run(sources: Sources, settings: Settings) -> Result<()> {
+    run_to_end(Launch { sources, settings, demo: false })
+}
+
+/// `adit demo`: the daemon with its embedded files and an application.
+///
+/// # Errors
+/// As [`run`].
+pub fn demo(mut sources: Sources) -> Result<()> {
+    // A folder of its own: the mesh file can be edited while the demo runs.
+    let folder = demo::Folder::make().context("cannot make a folder for the demo's mesh file")?;
+    sources.built_in = Some(crate::config::demo::settings(folder.path().to_owned()));
+    let settings = crate::config::load(&sources).map_err(Invalid)?;
+    run_to_end(Launch { sources, settings, demo: true })
+}
+
+fn run_to_end(launch: Launch) -> Result<()> {
+    let settings = &launch.settings;
+    let sink = Logger::stderr().context("cannot log")?;
+    let logger =
+        Logger::start(settings.log.format, &settings.log.filter, settings.log.access, sink).context("cannot log")?;
+    logger.install().context("cannot log")?;
+    // A panic ends one task, not the process; it must not end unheard.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task panicked: this is a bug in adit")));
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("adit-blocking")
+        .build_local(LocalOptions::default())
+        .context("cannot start the control runtime")?;
+    let result = runtime.block_on(start(launch, logger.clone()));
+    // What still blocks there (a look-up, a large file) must not hold the exit up.
+    runtime.shutdown_background();
+    let _complete = logger.flush(FLUSH_WITHIN);
+    result
+}
+
+async fn start(launch: Launch, logger: Logger) -> Result<()> {
+    let started = Instant::now();
+    // Before anything else: a signal during the start must not kill half a daemon.
+    let signals = signals::Signals::listen().context("cannot listen for signals")?;
+    let Launch { sources, settings, demo } = launch;
+    let machine = raise_limits();
+    let workers = auto::workers(settings.workers, &machine).get();
+    check_mark(&settings)?;
+    name_missing_capabilities(&settings);
+    let plan = identity::plan::plan(&settings).map_err(Invalid)?;
+    let doors = Doors::bind(&settings, workers)?;
+    let mesh = FileSource::load_initial(settings.mesh.files.clone(), Pace::default(), WatchMode::Events)
+        .await
+        .map_err(Invalid)?;
+    let daemon = Daemon::new(&settings, machine, &doors, &mesh, &logger, started, workers);
+    let daemon = daemon.with_identity(&settings, plan);
+    Box::pin(daemon.serve(sources, settings, doors, mesh, demo, signals)).await
+}
+
+fn raise_limits() -> Machine {
+    let (before, now) = descriptors::raise_limit();
+    tracing::info!(before, now, "open files limit");
+    Machine::read()
+}
+
+/// With capture on, a connection of ours that cannot be told from captured ones becomes thirty in a millisecond.
+fn check_mark(settings: &Settings) -> Result<()> {
+    let captures = settings.listen.outbound.is_some() || settings.listen.inbound.is_some();
+    let Some(mark) = settings.packet_mark.filter(|_| captures) else { return Ok(()) };
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).context("cannot open a socket")?;
+    if let Err(error) = socket.set_mark(mark.get()) {
+        bail!(
+            "packetMark: the kernel refuses SO_MARK {mark}: {error}\n\
+             hint: grant CAP_NET_ADMIN, or write `packetMark: off` and let capture exclude adit by uid"
+        );
+    }
+    Ok(())
+}
+
+fn name_missing_capabilities(settings: &Settings) {
+    let listen = &settings.listen;
+    let captures = listen.outbound.is_some() || listen.inbound.is_some();
+    let admin = match listen.admin {
+        Some(AdminAddr::Tcp(address)) => Some(address),
+        Some(AdminAddr::Unix(_)) | None => None,
+    };
+    let addresses = [listen.outbound, listen.inbound, listen.socks5, listen.metrics, listen.readiness, admin];
+    let needs = capability::Needs {
+        mark: captures && settings.packet_mark.is_some(),
+        tproxy: captures && settings.capture == Capture::Tproxy,
+        preserve_source: listen.inbound.is_some() && settings.preserve_source != PreserveSource::Off,
+        ports: addresses.into_iter().flatten().map(|address| address.port()).collect(),
+        first_unprivileged_port: capability::first_unprivileged_port(),
+    };
+    for missing in capability::missing(&needs, capability::effective()) {
+        tracing::warn!("{missing}");
+    }
+}

@@ -1,0 +1,385 @@
+//! The running daemon: the parts that everything else holds on to, started in order and ended in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::admin::HostRule;
+use crate::admin::endpoint::AdminEndpoint;
+use crate::admin::http::{Endpoint, HttpServer};
+use crate::admin::metrics::MetricsEndpoint;
+use crate::admin::readiness::ReadinessEndpoint;
+use crate::admin::reserve::FdReserve;
+use crate::app::control::{Controller, stuck_workers};
+use crate::app::doors::Doors;
+use crate::app::reload::{ReloadStatus, Reloader, Request};
+use crate::app::signals::{Asked, Signals};
+use crate::app::{demo, preserve, shutdown};
+use crate::config::auto::{self, Machine};
+use crate::config::settings::{AdminAddr, PreserveSource};
+use crate::config::{Settings, Sources};
+use crate::identity::plan::{self, Plan};
+use crate::identity::rotation::Terms;
+use crate::identity::tls::system_clock;
+use crate::identity::{IdentityMetrics, Rotation, Rotator};
+use crate::lifecycle::{Lifecycle, Phase, Readiness};
+use crate::mesh::{Initial, MeshStatus};
+use crate::net::descriptors::{self, Budget};
+use crate::net::own_sockets::OwnSockets;
+use crate::proxy::accept::Exhaustion;
+use crate::proxy::limits::ConnectionLimits;
+use crate::proxy::worker::{self, Command, Post, Shared};
+use crate::telemetry::door::Scope;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::reloads::Reloaded;
+use crate::telemetry::traffic::TrafficLimits;
+use crate::telemetry::{CloseReason, Logger};
+
+/// Connections that may wait to be handed to a worker, and requests to it.
+const COMMANDS: usize = 1024;
+/// Requests to reload or drain that may wait.
+const REQUESTS: usize = 4;
+/// How often gone peers' metrics are looked for.
+const SWEEP_METRICS_EVERY: Duration = Duration::from_secs(30);
+
+/// How long an exit at once may take to reset what is open.
+const RESET_WITHIN: Duration = Duration::from_millis(300);
+
+/// The parts that everything else holds on to.
+pub(super) struct Daemon {
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    settings: watch::Sender<Arc<Settings>>,
+    commands: Vec<mpsc::Receiver<Command>>,
+    machine: Machine,
+    identity: Option<(Rotator, Rotation)>,
+}
+
+impl Daemon {
+    #[must_use]
+    pub(super) fn new(
+        settings: &Settings,
+        machine: Machine,
+        doors: &Doors,
+        mesh: &Initial,
+        logger: &Logger,
+        started: Instant,
+        workers: usize,
+    ) -> Self {
+        let (sender, settings_reader) = watch::channel(Arc::new(settings.clone()));
+        let (posts, commands) = (0..workers)
+            .map(|_| {
+                let (commands, receiver) = mpsc::channel(COMMANDS);
+                (Post { commands, load: AtomicUsize::new(0), beat: AtomicU64::new(0) }, receiver)
+            })
+            .unzip();
+        let metrics = Metrics::new(&settings.metrics.labels, TrafficLimits::default(), logger.handle());
+        let families = Arc::clone(&metrics.traffic);
+        let shared = Arc::new(Shared {
+            settings: settings_reader,
+            snapshot: mesh.snapshots.clone(),
+            lifecycle: Lifecycle::default(),
+            readiness: Readiness::default(),
+            own_sockets: OwnSockets::default(),
+            own_ports: doors.own_ports.clone(),
+            budget: Budget::new(machine.open_files.unwrap_or(u64::MAX), descriptors::open_now()),
+            limits: ConnectionLimits::default(),
+            log: logger.handle(),
+            families,
+            mark: settings.packet_mark.filter(|_| captures(settings)),
+            can_borrow_source: [AtomicBool::new(false), AtomicBool::new(false)],
+            force_until: std::sync::OnceLock::new(),
+            exhaustion: Exhaustion::default(),
+            accepting: Default::default(),
+            started,
+            posts,
+        });
+        let metrics = with_gauges(metrics, &shared);
+        let daemon = Self { shared, metrics: Arc::new(metrics), settings: sender, commands, machine, identity: None };
+        let decided = apply_limits(&daemon.shared, &daemon.metrics, settings, &daemon.machine);
+        let limit = daemon.shared.limits.usage(Scope::Total).1;
+        let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+        tracing::info!(limit, decided, workers, "limit of connections");
+        daemon
+    }
+
+    /// Prepares to keep an identity, if there is to be one.
+    #[must_use]
+    pub(super) fn with_identity(mut self, settings: &Settings, plan: Option<Plan>) -> Self {
+        let Some(plan) = plan else { return self };
+        let Some(source) = plan::source(settings, &plan.id) else { return self };
+        tracing::info!(identity = %plan.id, source = source.name(), "identity; tunnels are not built yet");
+        let terms = Terms {
+            accepted: plan.accepted,
+            root_grace: plan.root_grace,
+            clock: system_clock(),
+            jitter: fastrand::f64,
+            readiness: self.shared.readiness.clone(),
+        };
+        let (rotator, rotation) = Rotator::new(source, terms);
+        if let Some(metrics) = Arc::get_mut(&mut self.metrics) {
+            metrics.register(Box::new(IdentityMetrics(rotation.status.clone())));
+        }
+        self.identity = Some((rotator, rotation));
+        self
+    }
+
+    /// Starts everything, waits for the end, ends everything.
+    ///
+    /// # Errors
+    /// What could not be started.
+    pub(super) async fn serve(
+        mut self,
+        sources: Sources,
+        settings: Settings,
+        mut doors: Doors,
+        mesh: Initial,
+        demo: bool,
+        signals: Signals,
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        shared.readiness.block("mesh", None);
+        let threads = self.start_workers(&mut doors)?;
+        let mesh_status = mesh.status.clone();
+        let (mesh_requests, requests) = mpsc::channel(REQUESTS);
+        tokio::task::spawn_local(mesh.source.run(requests, shared.lifecycle.clone()));
+        let rotation = self.identity.take().map(|(rotator, rotation)| {
+            tokio::task::spawn_local(rotator.run(shared.lifecycle.clone()));
+            rotation
+        });
+        let (reloads, requests) = mpsc::channel(REQUESTS);
+        let (status, reload_status) = watch::channel(ReloadStatus::default());
+        let reloader = Reloader {
+            sources,
+            settings: self.settings.clone(),
+            shared: Arc::clone(&shared),
+            metrics: Arc::clone(&self.metrics),
+            machine: self.machine,
+            mesh: mesh_requests,
+            identity: rotation.as_ref().map(|rotation| Arc::clone(&rotation.refresh)),
+            status,
+        };
+        tokio::task::spawn_local(reloader.run(requests));
+        let (drains, drain_requests) = mpsc::channel(1);
+        let controller =
+            Controller::new(Arc::clone(&shared), mesh_status.clone(), reload_status, reloads.clone(), drains, &doors)
+                .with_identity(rotation.map(|rotation| rotation.status));
+        self.start_http(&mut doors, &settings, controller);
+        if demo {
+            demo::start(shared.lifecycle.clone())?;
+        }
+        self.start_housekeeping(&settings, mesh_status).await;
+        let mut end = End { signals, drain_requests, reloads };
+        if demo {
+            tokio::select! {
+                () = shared.lifecycle.reached(Phase::Ready) => demo::greet(&doors, &settings.mesh.files).context("cannot print")?,
+                () = end.asked() => {}
+            }
+        }
+        if shared.lifecycle.phase() <= Phase::Ready {
+            end.asked().await;
+        }
+        self.finish(threads, &mut end).await;
+        Ok(())
+    }
+
+    fn start_workers(&mut self, doors: &mut Doors) -> Result<Vec<JoinHandle<()>>> {
+        let mut threads = Vec::new();
+        for (index, commands) in std::mem::take(&mut self.commands).into_iter().enumerate() {
+            let doors = doors.data.get_mut(index).map(std::mem::take).unwrap_or_default();
+            let counters = self.metrics.workers.register();
+            let thread = worker::spawn(index, Arc::clone(&self.shared), counters, doors, commands)
+                .context("cannot start a data worker")?;
+            threads.push(thread);
+        }
+        Ok(threads)
+    }
+
+    fn start_http(&self, doors: &mut Doors, settings: &Settings, controller: Controller) {
+        let shared = &self.shared;
+        let reserve = FdReserve::default();
+        let hosts = match settings.listen.admin {
+            Some(AdminAddr::Unix(_)) => HostRule::Any,
+            _ if settings.admin.allow_remote => HostRule::Any,
+            _ => HostRule::Loopback,
+        };
+        let liveness = Arc::clone(shared);
+        let endpoints: [(&'static str, _, Arc<dyn Endpoint>); 3] = [
+            ("admin", doors.admin.take(), Arc::new(AdminEndpoint::new(Arc::new(controller), hosts))),
+            ("metrics", doors.metrics.take(), Arc::new(MetricsEndpoint::new(Arc::clone(&self.metrics)))),
+            (
+                "readiness",
+                doors.readiness.take(),
+                Arc::new(ReadinessEndpoint::new(
+                    shared.readiness.clone(),
+                    shared.lifecycle.clone(),
+                    Arc::new(move || stuck_workers(&liveness)),
+                )),
+            ),
+        ];
+        for (name, listener, endpoint) in endpoints {
+            if let Some(listener) = listener {
+                let server = HttpServer::new(name, listener, endpoint, reserve.clone());
+                tokio::task::spawn_local(server.run(shared.lifecycle.clone()));
+            }
+        }
+    }
+
+    async fn start_housekeeping(&self, settings: &Settings, mesh: watch::Receiver<Arc<MeshStatus>>) {
+        let shared = &self.shared;
+        if settings.listen.inbound.is_some() && settings.preserve_source != PreserveSource::Off {
+            preserve::prove(shared, settings.preserve_source, true).await;
+            tokio::task::spawn_local(preserve::keep_proving(Arc::clone(shared), settings.preserve_source));
+        }
+        tokio::task::spawn_local(follow_mesh(Arc::clone(shared), Arc::clone(&self.metrics), mesh));
+        let families = Arc::clone(&self.metrics.traffic);
+        tokio::task::spawn_local(async move {
+            loop {
+                sleep(SWEEP_METRICS_EVERY).await;
+                families.sweep(Instant::now());
+            }
+        });
+    }
+
+    /// Drains, unless a second signal says otherwise, and ends the threads.
+    async fn finish(self, threads: Vec<JoinHandle<()>>, end: &mut End) {
+        let settings = self.settings.borrow().shutdown;
+        let cuts = || self.metrics.workers.closed(CloseReason::Drain);
+        tokio::select! {
+            drained = shutdown::drain(&self.shared, &settings, cuts) => {
+                tracing::info!(took = ?drained.took, connections = drained.open, cut = drained.cut, "drained");
+                // The threads end once their last connection is gone; ones that do not are left behind.
+                tokio::select! {
+                    () = all_ended(&threads) => {}
+                    () = shutdown::last_moment(&self.shared) => tracing::warn!("a data worker did not end in time"),
+                }
+            }
+            () = end.asked() => {
+                let open = self.shared.limits.usage(Scope::Total).0;
+                tracing::warn!(connections = open, "told twice to stop: exiting at once");
+                // What the kernel closes after us would look like a clean end.
+                self.shared.lifecycle.advance(Phase::Stopped);
+                // Whatever cannot be reset in this time must not hold the exit up.
+                let _ = timeout(RESET_WITHIN, all_ended(&threads)).await;
+            }
+        }
+        self.shared.lifecycle.advance(Phase::Stopped);
+    }
+}
+
+async fn all_ended(threads: &[JoinHandle<()>]) {
+    while !threads.iter().all(JoinHandle::is_finished) {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Who can end the process.
+struct End {
+    signals: Signals,
+    drain_requests: mpsc::Receiver<()>,
+    reloads: mpsc::Sender<Request>,
+}
+
+impl End {
+    /// Returns when the process is asked to stop; passes requests to reload on meanwhile.
+    async fn asked(&mut self) {
+        loop {
+            tokio::select! {
+                asked = self.signals.next() => match asked {
+                    Asked::Drain => return,
+                    // A full queue means that a reload is already asked for.
+                    Asked::Reload => drop(self.reloads.try_send(None)),
+                },
+                Some(()) = self.drain_requests.recv() => return,
+            }
+        }
+    }
+}
+
+fn captures(settings: &Settings) -> bool {
+    settings.listen.outbound.is_some() || settings.listen.inbound.is_some()
+}
+
+/// Puts the limits in force; returns the words for what decided the total.
+pub(super) fn apply_limits(shared: &Shared, metrics: &Metrics, settings: &Settings, machine: &Machine) -> String {
+    let total = auto::connections(settings.limits.connections, machine);
+    let of = |scope| match scope {
+        Scope::Total => total.limit,
+        Scope::Outbound => settings.limits.outbound,
+        Scope::Inbound => settings.limits.inbound,
+        Scope::Socks5 => settings.limits.socks5,
+    };
+    shared.limits.set(|scope| of(scope).map(std::num::NonZeroUsize::get));
+    for scope in Scope::ALL {
+        metrics.limits.set(scope, of(scope));
+    }
+    total.term.to_string()
+}
+
+/// Ready once there is a state; tells the metrics and the operator of every later one.
+async fn follow_mesh(shared: Arc<Shared>, metrics: Arc<Metrics>, mut status: watch::Receiver<Arc<MeshStatus>>) {
+    let mut seen = MeshStatus::default();
+    loop {
+        let now = Arc::clone(&status.borrow_and_update());
+        if now.has_state() {
+            shared.readiness.clear("mesh");
+            if shared.lifecycle.advance(Phase::Ready) {
+                tracing::info!(after = ?shared.started.elapsed(), "accepting");
+            }
+        } else {
+            shared.readiness.block("mesh", Some(now.waiting_for.join("; ")));
+        }
+        if now.generation != seen.generation {
+            metrics.reloads.applied(Reloaded::Mesh, &now.hash, now.applied_at.unwrap_or_else(SystemTime::now));
+        }
+        if let Some(rejected) = now.last_rejected.as_ref()
+            && now.reloads.rejected != seen.reloads.rejected
+        {
+            metrics.reloads.rejected(Reloaded::Mesh, rejected.at);
+        }
+        seen = MeshStatus::clone(&now);
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gauges that only the wiring knows how to ask.
+fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics {
+    let of = |ask: fn(&Shared) -> f64| {
+        let shared = Arc::clone(shared);
+        move || ask(&shared)
+    };
+    metrics.register_gauge("adit_workers", "Data workers", of(|shared| count(shared.posts.len())));
+    metrics.register_gauge(
+        "adit_descriptors_budget",
+        "Descriptors that the data path may use",
+        of(|shared| count(shared.budget.share())),
+    );
+    metrics.register_gauge(
+        "adit_descriptors_used",
+        "Descriptors that the data path uses, pipes included",
+        of(|shared| count(shared.budget.used())),
+    );
+    metrics.register_gauge(
+        "adit_preserve_source_ipv4",
+        "Whether connecting from a client's IPv4 address works",
+        of(|shared| f64::from(shared.can_borrow_source[0].load(std::sync::atomic::Ordering::Relaxed))),
+    );
+    metrics.register_gauge(
+        "adit_preserve_source_ipv6",
+        "Whether connecting from a client's IPv6 address works",
+        of(|shared| f64::from(shared.can_borrow_source[1].load(std::sync::atomic::Ordering::Relaxed))),
+    );
+    metrics
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of at most a few million")]
+fn count(value: usize) -> f64 {
+    value as f64
+}

@@ -1,0 +1,104 @@
+//! Proves that connecting from a client's address works: one connection to ourselves from a borrowed address. Without
+//! the capture rules that bring the answers back, binding such an address succeeds and every connect times out.
+//!
+//! Proved again every few seconds, because rules come and go: `prefer` turns itself off and on again with a warning and
+//! a gauge, `require` keeps adit not ready while it does not work. Fails closed for `require`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+
+use crate::config::settings::PreserveSource;
+use crate::net::address::{UpstreamAddr, canonical};
+use crate::net::dial::{DialOptions, dial};
+use crate::net::listen::{ListenOptions, bind};
+use crate::net::own_sockets::{OwnSockets, Way};
+use crate::proxy::worker::Shared;
+
+/// Between two proofs while it works, and while it does not: rules are often applied just after the start.
+const WHILE_ON: Duration = Duration::from_secs(10);
+const WHILE_OFF: Duration = Duration::from_secs(1);
+/// A connection on this host takes microseconds, or never ends.
+const WITHIN: Duration = Duration::from_millis(500);
+
+/// Documentation addresses: nobody's, so borrowing them disturbs nobody.
+const BORROWED: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77))];
+
+/// The name of the readiness blocker.
+pub(super) const BLOCKER: &str = "preserveSource";
+
+/// Proves the path once and notes the result in `shared`; says so when it changes.
+pub(super) async fn prove(shared: &Shared, preserve: PreserveSource, first: bool) {
+    let mut failed: Option<String> = None;
+    let mut news = first;
+    for (family, borrowed) in BORROWED.into_iter().enumerate() {
+        let Some(ourselves) = own_address(borrowed) else { continue };
+        let result = attempt(shared, borrowed, ourselves).await;
+        let before = shared.can_borrow_source[family].swap(result.is_ok(), Ordering::Relaxed);
+        news |= before != result.is_ok();
+        match result {
+            Ok(()) if !before => tracing::info!(from = %borrowed, "source preservation works"),
+            Ok(()) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    match (failed, preserve) {
+        (None, _) => shared.readiness.clear(BLOCKER),
+        (Some(error), PreserveSource::Require) => shared.readiness.block(BLOCKER, Some(error)),
+        (Some(error), _) if news => tracing::warn!(
+            error,
+            "source preservation is off: the application sees adit's address; are the capture rules applied?"
+        ),
+        (Some(_), _) => {}
+    }
+}
+
+/// Proves the path again and again.
+pub(super) async fn keep_proving(shared: Arc<Shared>, preserve: PreserveSource) {
+    loop {
+        let works = shared.can_borrow_source.iter().any(|works| works.load(Ordering::Relaxed));
+        sleep(if works { WHILE_ON } else { WHILE_OFF }).await;
+        prove(&shared, preserve, false).await;
+    }
+}
+
+/// The address by which this host would reach `other`; none without a route of that family.
+fn own_address(other: IpAddr) -> Option<IpAddr> {
+    let domain = if other.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None).ok()?;
+    socket.connect(&SocketAddr::new(other, 9).into()).ok()?;
+    let ip = socket.local_addr().ok()?.as_socket()?.ip();
+    (!ip.is_loopback()).then_some(ip)
+}
+
+async fn attempt(shared: &Shared, borrowed: IpAddr, ourselves: IpAddr) -> Result<(), String> {
+    let listener = bind("proof", SocketAddr::new(ourselves, 0), ListenOptions::PLAIN)
+        .map_err(|error| format!("{error}: {}", error.source))?
+        .remove(0);
+    let listener = TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+    let address = UpstreamAddr::new(listener.local_addr().map_err(|error| error.to_string())?);
+    let options = DialOptions { mark: shared.mark, source: Some(borrowed), way: Way::Borrowed };
+    match timeout(WITHIN, dial(address, options, &OwnSockets::default())).await {
+        Ok(Ok(dialled)) => {
+            let arrived = timeout(WITHIN, listener.accept()).await;
+            // Leave no connection waiting in TIME_WAIT with a borrowed address.
+            crate::proxy::relay::reset(dialled.stream);
+            match arrived {
+                Ok(Ok((_, peer))) if canonical(peer).ip() == borrowed => Ok(()),
+                Ok(Ok((_, peer))) => Err(format!("a connection from {borrowed} to ourselves arrives from {peer}")),
+                // Captured: adit would take it for a new connection, and borrow again, and again.
+                Ok(Err(_)) | Err(_) => Err(format!("a connection from {borrowed} to ourselves is captured")),
+            }
+        }
+        Ok(Err(error)) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            Err(format!("{error}{cause}"))
+        }
+        Err(_elapsed) => Err(format!("a connection from {borrowed} to ourselves gets no answer")),
+    }
+}

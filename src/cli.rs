@@ -1,0 +1,165 @@
+//! The command line: arguments in, a command done, an exit code out. One file per subcommand.
+//!
+//! Data goes to stdout, everything else to stderr; an error is one line and a `hint:`. Exit codes are [`Exit`]'s.
+//! Deliberately absent: the daemon itself. `run` and `demo` check the settings here and hand them to [`Daemon`], which
+//! `main` fills in.
+
+mod certs;
+mod check;
+pub mod client;
+mod completions;
+mod demo;
+mod exit;
+mod output;
+mod redirect;
+mod run;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{Problems, Settings, Sources};
+
+pub use check::MeshSummary;
+pub use exit::Exit;
+pub use output::Output;
+
+/// What the commands call that lives above this room.
+#[derive(Debug, Clone, Copy)]
+pub struct Daemon {
+    /// Runs until told to stop. The settings are what the sources mean now; a reload reads the sources again.
+    pub run: fn(Sources, Settings) -> Exit,
+    /// As `run`, with the demo's own files and echo server; the sources have no settings file of the demo yet.
+    pub demo: fn(Sources) -> Exit,
+    /// Loads the mesh files as `run` would, and everything that is wrong with them.
+    pub check_mesh: fn(&Settings) -> Result<MeshSummary, Problems>,
+}
+
+/// A transparent TCP proxy for workloads: captures, resolves, carries and accounts for their connections.
+#[derive(Debug, Parser)]
+#[command(name = "adit", version, args_conflicts_with_subcommands = true, max_term_width = 100, after_help = EXAMPLE)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+const EXAMPLE: &str = "Without a command: run.
+
+Examples:
+  adit demo
+  adit check --config adit.yaml && adit --config adit.yaml";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    #[command(after_help = run::EXAMPLE)]
+    Run(ConfigArgs),
+    /// Say everything that is wrong with the settings and the mesh files
+    #[command(after_help = check::EXAMPLE)]
+    Check(ConfigArgs),
+    /// Run a small mesh on loopback to try things out; needs no privileges
+    #[command(after_help = demo::EXAMPLE)]
+    Demo(ConfigArgs),
+    Certs(certs::CertsArgs),
+    Redirect(redirect::RedirectArgs),
+    /// Show how a running daemon is
+    Status(client::status::StatusArgs),
+    /// List the connections of a running daemon
+    Connections(client::connections::ConnectionsArgs),
+    /// Make a running daemon read its settings and mesh files again
+    Reload(client::reload::ReloadArgs),
+    /// Make a running daemon finish its connections and stop
+    Drain(client::drain::DrainArgs),
+    /// Exit with 0 when a running daemon is ready
+    Healthcheck(client::healthcheck::HealthcheckArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = completions::EXAMPLE)]
+    Completions(completions::CompletionsArgs),
+}
+
+/// Where settings come from, beside the environment.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ConfigArgs {
+    /// A settings file; of several the later wins, key by key
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// One setting, such as connect.timeout=3s; wins over files and environment
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+impl ConfigArgs {
+    /// These, in the surroundings of this process.
+    fn sources(self, process: &Sources) -> Sources {
+        Sources { files: self.config, flags: self.set, ..process.clone() }
+    }
+}
+
+/// Does what the process was asked for.
+pub fn run(args: impl IntoIterator<Item = OsString>, daemon: Daemon) -> ExitCode {
+    let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
+    let mut output = Output { data: &mut stdout, messages: &mut stderr };
+    run_in(args, daemon, &Sources::of_process(Vec::new(), Vec::new()), &mut output).into()
+}
+
+/// As [`run()`], with nothing taken from the process.
+fn run_in(
+    args: impl IntoIterator<Item = OsString>,
+    daemon: Daemon,
+    process: &Sources,
+    output: &mut Output<'_>,
+) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error, output),
+    };
+    match cli.command.unwrap_or(Command::Run(cli.config)) {
+        Command::Run(config) => run::execute(config.sources(process), daemon, output),
+        Command::Check(config) => check::execute(&config.sources(process), daemon, output),
+        Command::Demo(config) => demo::execute(config.sources(process), daemon),
+        Command::Certs(args) => args.run(output),
+        Command::Redirect(args) => args.run(output),
+        Command::Status(args) => args.run(output),
+        Command::Connections(args) => args.run(output),
+        Command::Reload(args) => args.run(output),
+        Command::Drain(args) => args.run(output),
+        Command::Healthcheck(args) => args.run(output),
+        Command::Completions(args) => completions::execute(&args, &mut Cli::command(), output),
+    }
+}
+
+/// Help and version are data; anything else is one line and a hint.
+fn refuse(error: &clap::Error, output: &mut Output<'_>) -> Exit {
+    let text = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return output.data(text.trim_end());
+    }
+    // clap says: what is wrong, perhaps on several lines; a tip; the usage; where to find help.
+    let mut paragraphs = text.split("\n\n");
+    let wrong: Vec<&str> = paragraphs.next().unwrap_or("").split_whitespace().collect();
+    let wrong = wrong.join(" ");
+    let tip = paragraphs.find_map(|paragraph| paragraph.trim().strip_prefix("tip: "));
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let hint = match (tip, usage) {
+        (Some(tip), _) => tip.to_owned(),
+        (None, Some(usage)) => format!("usage: {usage}"),
+        (None, None) => "see adit --help".to_owned(),
+    };
+    output.error(wrong.strip_prefix("error: ").unwrap_or(&wrong), Some(&hint));
+    Exit::Usage
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as connect.timeout=3s".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

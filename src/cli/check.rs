@@ -1,0 +1,44 @@
+//! `adit check`: loads what `run` would, with the same loaders, and says everything that is wrong.
+//!
+//! The mesh files are looked at even if the settings are wrong, as far as the settings say where they are.
+
+use super::{Daemon, Exit, Output};
+use crate::config::{self, Sources};
+
+pub(super) const EXAMPLE: &str =
+    "Exit codes: 0 all is well, 78 something is wrong; each problem is one line with its place and a hint.
+
+Example:
+  adit check --config /etc/adit/adit.yaml --config site.yaml";
+
+/// What there was to check in the mesh files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MeshSummary {
+    pub files: usize,
+    pub workloads: usize,
+    pub services: usize,
+}
+
+pub(super) fn execute(sources: &Sources, daemon: Daemon, output: &mut Output<'_>) -> Exit {
+    let (settings, mut problems) = config::inspect(sources);
+    let mesh = (daemon.check_mesh)(&settings).map_err(|wrong| problems.extend(wrong));
+    match mesh {
+        Ok(mesh) if problems.is_empty() => output.data(format_args!("ok: {}", summary(sources, mesh))),
+        _ => output.problems(&problems),
+    }
+}
+
+fn summary(sources: &Sources, mesh: MeshSummary) -> String {
+    let MeshSummary { files, workloads, services } = mesh;
+    format!(
+        "{}, {} with {} and {}",
+        count(sources.files.len(), "settings file"),
+        count(files, "mesh file"),
+        count(workloads, "workload"),
+        count(services, "service"),
+    )
+}
+
+fn count(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}

@@ -1,0 +1,301 @@
+//! `adit demo` as a new user meets it: an ordinary user without a capability, who pastes what it prints.
+
+#![allow(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+#[path = "netns/kit.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "shared by test binaries, none of which uses all of it")]
+mod kit;
+#[path = "support/program.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared by test binaries, none of which uses all of it")]
+mod program;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use kit::door::Dial;
+use kit::{Door, Host, LIMIT, Lab, isolated, until};
+use program::{Done, need, run, shell, wait};
+
+/// The issue says one second; a debug build on a busy machine gets three.
+const READY_WITHIN: Duration = Duration::from_secs(3);
+
+/// User 65534 in a user namespace of its own: after `exec` it has no capability, not even there.
+const AS_NOBODY: [&str; 4] = ["--user", "--map-user=65534", "--map-group=65534", "--"];
+
+/// A running demo. Killed when dropped.
+struct Demo {
+    child: Child,
+    said: Arc<Mutex<String>>,
+    log: Arc<Mutex<String>>,
+    temporary: TempDir,
+}
+
+impl Demo {
+    fn start(host: &Host, arguments: &[&str]) -> Self {
+        Self::start_in(host, tempfile::tempdir().expect("a temporary folder"), arguments)
+    }
+
+    fn start_in(host: &Host, temporary: TempDir, arguments: &[&str]) -> Self {
+        let mut command = host.command("unshare");
+        command.args(AS_NOBODY).arg(env!("CARGO_BIN_EXE_adit")).arg("demo").args(arguments);
+        command.env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("unshare");
+        let said = collect(child.stdout.take().expect("piped"));
+        let log = collect(child.stderr.take().expect("piped"));
+        Self { child, said, log, temporary }
+    }
+
+    /// Waits for the last line of the greeting, and returns it all.
+    fn greeting(&mut self) -> String {
+        until(LIMIT, "the greeting", || {
+            assert!(self.child.try_wait().expect("our child").is_none(), "it ended: {}", text(&self.log));
+            Some(text(&self.said)).filter(|said| said.contains("ctrl-C"))
+        })
+    }
+
+    fn ctrl_c(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("a running demo");
+    }
+
+    fn wait(&mut self, limit: Duration) -> ExitStatus {
+        until(limit, "the demo to end", || self.child.try_wait().expect("our child"))
+    }
+
+    /// What is in its temporary folder.
+    fn leftovers(&self) -> Vec<PathBuf> {
+        entries(self.temporary.path())
+    }
+
+    fn mesh_file(&self) -> PathBuf {
+        let folders = self.leftovers();
+        let [folder] = folders.as_slice() else { panic!("one folder, not {folders:?}") };
+        folder.join("mesh.yaml")
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // Fails if it has ended, which is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let sink = Arc::clone(&text);
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+            sink.push_str(&line);
+            sink.push('\n');
+        }
+    });
+    text
+}
+
+fn text(collected: &Mutex<String>) -> String {
+    collected.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect()
+}
+
+/// The line that curl is given, with what curl itself needs to fail on an error.
+fn paste(host: &Host, line: &str) -> String {
+    let done = shell(host, line);
+    assert_eq!(done.code, Some(0), "{line}: {}", done.err);
+    done.out
+}
+
+#[test]
+fn what_it_prints_works_when_pasted() {
+    isolated(|| {
+        need(&["curl"]);
+        let lab = Lab::new();
+        let started = Instant::now();
+        let mut demo = Demo::start(&lab.adit, &[]);
+        let greeting = demo.greeting();
+        let took = started.elapsed();
+        assert!(took < READY_WITHIN, "ready after {took:?}");
+        let status = fs::read_to_string(format!("/proc/{}/status", demo.child.id())).expect("a running demo");
+        for set in ["CapPrm", "CapEff", "CapAmb"] {
+            assert!(status.contains(&format!("{set}:\t0000000000000000")), "{status}");
+        }
+
+        let lines: Vec<&str> = greeting.lines().map(str::trim).filter(|line| line.starts_with("curl ")).collect();
+        let answers: Vec<String> = lines.iter().map(|line| paste(&lab.adit, line)).collect();
+        let [hello, metrics, connections] = answers.as_slice() else { panic!("three lines to paste: {greeting}") };
+        assert!(hello.contains("GET /hello HTTP/1.1"), "{hello}");
+        assert!(metrics.contains("istio_tcp_connections_opened_total") && metrics.ends_with("# EOF\n"), "{metrics}");
+        let connections: serde_json::Value = serde_json::from_str(connections).expect("JSON");
+        assert!(connections["connections"].is_array(), "{connections}");
+
+        // The words in `--help` are pasted as well.
+        let help = run(&lab.adit, env!("CARGO_BIN_EXE_adit"), &["demo", "--help"]).ok();
+        let line = help.lines().map(str::trim).find(|line| line.starts_with("curl ")).expect("an example");
+        assert!(paste(&lab.adit, line).contains("adit carried this"), "{line}");
+
+        // Nothing in the log of a demo that goes well alarms anybody.
+        let log = text(&demo.log);
+        assert!(!log.contains("\twarn\t") && !log.contains("\terror\t") && !log.contains("panicked"), "{log}");
+        demo.ctrl_c();
+        assert!(demo.wait(LIMIT).success());
+    });
+}
+
+#[test]
+fn ctrl_c_stops_it_and_leaves_nothing() {
+    isolated(|| {
+        let lab = Lab::new();
+        // Again on the same ports, at once.
+        for _ in 0..3 {
+            let mut demo = Demo::start(&lab.adit, &[]);
+            demo.greeting();
+            assert!(demo.mesh_file().is_file());
+            demo.ctrl_c();
+            let status = demo.wait(LIMIT);
+            assert_eq!(status.code(), Some(0), "{}", text(&demo.log));
+            assert_eq!(demo.leftovers(), Vec::<PathBuf>::new());
+        }
+    });
+}
+
+/// A connection that stays open holds the first ctrl-C up, not the second.
+#[test]
+fn a_second_ctrl_c_stops_it_at_once() {
+    isolated(|| {
+        let lab = Lab::new();
+        let mut demo = Demo::start(&lab.adit, &["--set", "shutdown.deadline=1h"]);
+        demo.greeting();
+        let door = (Ipv4Addr::LOCALHOST, 15080).into();
+        let mut client = Dial::default().connect(&lab.adit, door).expect("the SOCKS5 door");
+        client.write_all(&[5, 1, 0, 5, 1, 0, 1, 10, 99, 0, 1, 0, 80]).expect("write");
+        client.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).expect("an answer");
+        assert_eq!(answer[3], 0, "{answer:?}");
+        demo.ctrl_c();
+        until(LIMIT, "the drain", || text(&demo.log).contains("draining").then_some(()));
+        // Draining is not over: the connection still carries.
+        client.write_all(b"still there?").expect("write");
+        let mut echo = [0; 12];
+        client.read_exact(&mut echo).expect("the echo");
+        assert_eq!(&echo, b"still there?");
+        assert!(demo.child.try_wait().expect("our child").is_none(), "it cut a live connection");
+        demo.ctrl_c();
+        assert_eq!(demo.wait(Duration::from_secs(2)).code(), Some(0), "{}", text(&demo.log));
+        assert_eq!(demo.leftovers(), Vec::<PathBuf>::new());
+    });
+}
+
+#[test]
+fn an_edited_mesh_applies_at_once() {
+    isolated(|| {
+        need(&["curl"]);
+        let lab = Lab::new();
+        let mut demo = Demo::start(&lab.adit, &[]);
+        let greeting = demo.greeting();
+        let file = demo.mesh_file();
+        assert!(greeting.contains(file.to_str().expect("text")), "the greeting names the file: {greeting}");
+        let curl = |name: &str| -> Done {
+            let url = format!("http://{name}/");
+            let mut curl = lab.adit.command("curl");
+            wait(curl.args(["--silent", "--proxy", "socks5h://127.0.0.1:15080", "--max-time", "5", &url]))
+        };
+        assert_eq!(curl("echo.demo.svc.cluster.local").code, Some(0));
+        let mesh = fs::read_to_string(&file).expect("the mesh");
+        // A half-written file changes nothing; the next good one counts.
+        fs::write(&file, mesh.split_at(mesh.len() / 2).0).expect("our own file");
+        until(LIMIT, "the refusal in the log", || text(&demo.log).contains("\twarn\t").then_some(()));
+        assert_eq!(curl("echo.demo.svc.cluster.local").code, Some(0));
+        fs::write(&file, mesh.replace("echo.demo.svc", "renamed.demo.svc")).expect("our own file");
+        until(LIMIT, "the new name", || (curl("renamed.demo.svc.cluster.local").code == Some(0)).then_some(()));
+        assert_eq!(curl("echo.demo.svc.cluster.local").code, Some(97), "the old name is gone");
+        demo.ctrl_c();
+        assert!(demo.wait(LIMIT).success());
+    });
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    isolated(|| {
+        let lab = Lab::new();
+        for (listener, port) in
+            [("admin", 15000), ("metrics", 15020), ("readiness", 15021), ("socks5", 15080), ("demo", 18080)]
+        {
+            let taken = Door::open(&lab.adit, port);
+            let mut demo = Demo::start(&lab.adit, &[]);
+            let status = demo.wait(LIMIT);
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let error = until(LIMIT, "the error", || {
+                text(&demo.log).lines().find(|line| line.starts_with("error: ")).map(str::to_owned)
+            });
+            assert_eq!(status.code(), Some(1), "{error}");
+            for word in [listener, &address.to_string(), "Address already in use", "os error 98"] {
+                assert!(error.contains(word), "{word}: {error}");
+            }
+            assert_eq!(text(&demo.said), "", "nothing was promised");
+            assert_eq!(demo.leftovers(), Vec::<PathBuf>::new());
+            drop(taken);
+        }
+        // Another demo is the likeliest reason.
+        let mut first = Demo::start(&lab.adit, &[]);
+        first.greeting();
+        let mut second = Demo::start(&lab.adit, &[]);
+        assert_eq!(second.wait(LIMIT).code(), Some(1));
+        first.ctrl_c();
+        assert!(first.wait(LIMIT).success());
+    });
+}
+
+/// Other ports, and what it prints follows.
+#[test]
+fn settings_are_ordinary_ones() {
+    isolated(|| {
+        need(&["curl"]);
+        let lab = Lab::new();
+        let mut demo =
+            Demo::start(&lab.adit, &["--set", "listen.socks5=127.0.0.1:0", "--set", "listen.admin=127.0.0.1:0"]);
+        let greeting = demo.greeting();
+        assert!(!greeting.contains(":0/") && !greeting.contains("15080"), "{greeting}");
+        for line in greeting.lines().map(str::trim).filter(|line| line.starts_with("curl ")) {
+            assert!(!paste(&lab.adit, line).is_empty(), "{line}");
+        }
+        demo.ctrl_c();
+        assert!(demo.wait(LIMIT).success());
+        let mut wrong = Demo::start(&lab.adit, &["--set", "connect.timeout=5"]);
+        assert_eq!(wrong.wait(LIMIT).code(), Some(78), "{}", text(&wrong.log));
+        assert_eq!(wrong.leftovers(), Vec::<PathBuf>::new());
+    });
+}
+
+/// What a demo that was killed has left does not keep the next one from starting, even with the same process id.
+#[test]
+fn a_folder_left_behind_is_no_obstacle() {
+    isolated(|| {
+        let lab = Lab::new();
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let mut command = lab.adit.command("sh");
+        command.args(["-c", "mkdir $TMPDIR/adit-demo-$$-0; exec \"$0\" demo", env!("CARGO_BIN_EXE_adit")]);
+        command.env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("sh");
+        let (said, log) = (collect(child.stdout.take().expect("piped")), collect(child.stderr.take().expect("piped")));
+        let mut demo = Demo { child, said, log, temporary };
+        demo.greeting();
+        assert_eq!(demo.leftovers().len(), 2);
+        demo.ctrl_c();
+        assert!(demo.wait(LIMIT).success());
+        assert_eq!(demo.leftovers().len(), 1, "only what was not its own");
+    });
+}

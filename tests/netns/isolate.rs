@@ -1,0 +1,152 @@
+//! Runs the body of a test in a process of its own inside fresh namespaces.
+//!
+//! The test process starts itself again under `unshare`, asking libtest for exactly the one test; there, [`isolated`] finds
+//! itself inside and runs the body. So `cargo test` counts, names and filters these tests like any other. Parent and child
+//! watch each other: the parent kills the child's whole process group at the time limit and after its end; the child kills
+//! the group when the parent is gone (its standard input closes).
+
+use std::any::type_name;
+use std::env;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgrp, kill_process_group, pidfd_open, waitid,
+};
+
+/// Set for the child.
+const INSIDE: &str = "ADIT_NETNS_INSIDE";
+/// `skip` turns the failure on machines without user namespaces into a loud skip.
+const TESTS: &str = "ADIT_NETNS_TESTS";
+/// Most tests take less than a second; the machine may be busy.
+const TIME_LIMIT: Duration = Duration::from_secs(90);
+
+/// Runs `body` isolated; fails if it panics or takes longer than 90 s. Must be called straight from the `#[test]` function
+/// with a closure: the name of the test is read from the closure's type.
+pub fn isolated<F: FnOnce()>(body: F) {
+    isolated_within(TIME_LIMIT, body);
+}
+
+/// [`isolated`] with a time limit of its own.
+pub fn isolated_within<F: FnOnce()>(limit: Duration, body: F) {
+    if env::var_os(INSIDE).is_some() {
+        thread::spawn(die_with_parent);
+        body();
+        return;
+    }
+    match unshare_arguments() {
+        Ok(arguments) => start_again(&test_name::<F>(), arguments, limit),
+        Err(why) if env::var_os(TESTS).is_some_and(|value| value == "skip") => {
+            say(&format!("SKIPPED, as {TESTS}=skip demands: {}: {why}", test_name::<F>()));
+        }
+        Err(why) => panic!(
+            "this test needs a network namespace of its own, which this machine refuses: {why}\n\
+             Allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns, \
+             the container's seccomp profile), run as root, or set {TESTS}=skip."
+        ),
+    }
+}
+
+/// Runs a command to its end and returns what it printed; panics with what it said if it fails.
+pub fn finish(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{said}{complained}", output.status);
+    said
+}
+
+/// `netns::redirect::some_test::{{closure}}` -> `redirect::some_test`.
+fn test_name<F>() -> String {
+    let path = type_name::<F>().trim_end_matches("::{{closure}}");
+    path.split_once("::").map_or(path, |(_, name)| name).to_owned()
+}
+
+/// How this machine lets us have namespaces: as anybody by way of a user namespace, or as root without one.
+fn unshare_arguments() -> Result<&'static [&'static str], &'static str> {
+    const WITH_USER: &[&str] = &["--user", "--map-root-user", "--net", "--mount"];
+    const AS_ROOT: &[&str] = &["--net", "--mount"];
+    static ANSWER: OnceLock<Result<&[&str], String>> = OnceLock::new();
+    ANSWER
+        .get_or_init(|| {
+            let mut complaints = String::new();
+            for arguments in [WITH_USER, AS_ROOT] {
+                // Also proves that the capabilities count there, which AppArmor can prevent.
+                let output =
+                    Command::new("unshare").args(arguments).args(["--", "ip", "link", "set", "lo", "up"]).output();
+                match output {
+                    Ok(output) if output.status.success() => return Ok(arguments),
+                    Ok(output) => complaints.push_str(&String::from_utf8_lossy(&output.stderr)),
+                    Err(error) => complaints.push_str(&format!("cannot run unshare: {error}\n")),
+                }
+            }
+            Err(complaints)
+        })
+        .as_ref()
+        .map(|arguments| *arguments)
+        .map_err(String::as_str)
+}
+
+fn start_again(name: &str, arguments: &[&str], limit: Duration) {
+    let mut output = tempfile::tempfile().expect("a temporary file");
+    let copy = || Stdio::from(output.try_clone().expect("a second descriptor"));
+    let mut child = Command::new("unshare")
+        .args(arguments)
+        .arg("--")
+        .arg(env::current_exe().expect("our own path"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::piped())
+        .stdout(copy())
+        .stderr(copy())
+        .process_group(0)
+        .spawn()
+        .expect("unshare was there a moment ago");
+    let status = wait_and_clean_up(&mut child, limit);
+    let said = read_all(&mut output);
+    match status {
+        None => panic!("{name} did not end within {limit:?} and was killed; it said:\n{said}"),
+        Some(status) if !status.success() => panic!("{name} failed inside its namespaces ({status}):\n{said}"),
+        Some(_) => assert!(said.contains("test result: ok. 1 passed"), "{name} was not run inside:\n{said}"),
+    }
+}
+
+/// `None` if the time was over. Either way nothing of the child's process group is left.
+fn wait_and_clean_up(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("pidfd_open, Linux 5.3");
+    let limit = Timespec::try_from(limit).expect("a time limit in range");
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).expect("poll") == 1;
+    if !ended {
+        // What it was doing is in its output; the group goes first.
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    // The group's number is ours as long as its leader has not been waited for.
+    waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("our child");
+    let _ = kill_process_group(pid, Signal::KILL);
+    let status = child.wait().expect("our child");
+    ended.then_some(status)
+}
+
+fn read_all(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    file.rewind().expect("a file");
+    file.read_to_end(&mut bytes).expect("a file");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn die_with_parent() {
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
+    let _ = kill_process_group(getpgrp(), Signal::KILL);
+}
+
+#[expect(clippy::print_stderr, reason = "a skip must be seen")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
