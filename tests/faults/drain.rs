@@ -1,0 +1,227 @@
+//! The end of the process, stage by stage, seen from its peers.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::TcpStream;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+
+use crate::kit::{Door, LIMIT, isolated, until};
+use crate::world::{Pair, SLACK, World, expect_reset, let_pass, request};
+
+const PORT: u16 = 8080;
+
+fn ask_by_signal(world: &World) {
+    kill_process(world.pid(), Signal::TERM).expect("a running daemon");
+}
+
+fn ask_by_command(world: &World) {
+    assert!(world.cli(&["drain"]).status.success());
+}
+
+/// As a job's main container does when it is done.
+fn ask_by_request(world: &World) {
+    let (status, body) = request(&world.lab.adit, 15000, "POST", "/quitquitquit").expect("an answer");
+    assert_eq!(status, 200, "{body}");
+}
+
+const ASK: [fn(&World); 3] = [ask_by_signal, ask_by_command, ask_by_request];
+
+fn terminate(world: &World) -> Instant {
+    let start = Instant::now();
+    ask_by_signal(world);
+    start
+}
+
+fn is_refused(result: &io::Result<TcpStream>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Waits for the end, which must be clean, and returns what the exit line says.
+fn exit_line(world: &mut World, limit: Duration) -> String {
+    let status: ExitStatus = world.adit.wait(limit);
+    assert_eq!(status.code(), Some(0), "{}", world.adit.log().join("\n"));
+    let log = world.adit.log();
+    log.into_iter().find(|line| line.contains("\tdrained\t")).expect("an exit line")
+}
+
+#[test]
+fn the_stages_come_in_order() {
+    isolated(|| {
+        let mut world = World::new("shutdown: { preDrain: 2s, deadline: 20s }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        let application = Door::open(&world.lab.adit, PORT);
+        let mut inbound = world.inbound(&application, PORT);
+        let mut outbound = world.outbound(&server, PORT);
+        let start = terminate(&world);
+        // 1: not ready, but accepting.
+        world.wait_not_ready("drain");
+        let mut late = world.inbound(&application, PORT);
+        world.outbound(&server, PORT).talk();
+        assert!(start.elapsed() < Duration::from_secs(2), "too slow a machine for this test: {:?}", start.elapsed());
+        // 2: inbound refuses; an application that is finishing can still talk to others.
+        until(LIMIT, "the inbound door to be closed", || {
+            let dialled = world.dial_in(PORT);
+            while !application.is_quiet() {
+                drop(application.accept());
+            }
+            is_refused(&dialled).then_some(())
+        });
+        assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+        world.outbound(&server, PORT).talk();
+        for pair in [&mut inbound, &mut late, &mut outbound] {
+            pair.talk();
+        }
+        drop(late);
+        world.outbound(&server, PORT).talk();
+        assert_eq!(world.readiness().0, 503);
+        // 3: once inbound is empty, outbound refuses too.
+        drop(inbound);
+        until(LIMIT, "the outbound door to be closed", || {
+            let dialled = world.dial_out(PORT);
+            while !server.is_quiet() {
+                drop(server.accept());
+            }
+            is_refused(&dialled).then_some(())
+        });
+        outbound.talk();
+        // 4: what is open finishes, and that is the end.
+        drop(outbound);
+        let line = exit_line(&mut world, LIMIT);
+        assert!(line.contains("connections=2 cut=0"), "{line}");
+    });
+}
+
+#[test]
+fn what_is_left_is_reset_by_the_deadline_and_not_all_at_once() {
+    isolated(|| {
+        const COUNT: usize = 60;
+        let mut world = World::new("shutdown: { deadline: 5s }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        let application = Door::open(&world.lab.adit, PORT);
+        let mut pairs: Vec<Pair> = (0..COUNT / 2).map(|_| world.outbound(&server, PORT)).collect();
+        pairs.extend((0..COUNT / 2).map(|_| world.inbound(&application, PORT)));
+        let start = terminate(&world);
+        for pair in &pairs {
+            pair.client.set_nonblocking(true).expect("non-blocking");
+        }
+        let mut ends: Vec<Option<Duration>> = vec![None; COUNT];
+        until(Duration::from_secs(6) + SLACK, "all to be reset", || {
+            for (pair, end) in pairs.iter_mut().zip(&mut ends).filter(|(_, end)| end.is_none()) {
+                match pair.client.read(&mut [0]) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == ErrorKind::ConnectionReset => *end = Some(start.elapsed()),
+                    other => panic!("a reset was due, not {other:?}"),
+                }
+            }
+            ends.iter().all(Option::is_some).then_some(())
+        });
+        let line = exit_line(&mut world, SLACK);
+        assert!(line.contains(&format!("connections={COUNT} cut={COUNT}")), "{line}");
+        assert!(start.elapsed() <= Duration::from_secs(6) + SLACK, "{:?}", start.elapsed());
+
+        let mut ends: Vec<Duration> = ends.into_iter().flatten().collect();
+        ends.sort();
+        let (first, last) = (ends[0], ends[COUNT - 1]);
+        // The last fifth of the time.
+        assert!(first >= Duration::from_millis(3900), "{first:?}");
+        assert!(last - first >= Duration::from_millis(500), "{first:?} to {last:?}");
+        // Evenly, they are six in a tenth of the window.
+        let most = ends
+            .iter()
+            .map(|from| ends.iter().filter(|end| **end >= *from && **end < *from + Duration::from_millis(100)).count());
+        let most = most.max().unwrap_or_default();
+        assert!(most <= COUNT / 2, "{most} at once: {ends:?}");
+    });
+}
+
+#[test]
+fn a_deadline_of_zero_cuts_at_once() {
+    isolated(|| {
+        let mut world = World::new("shutdown: { deadline: 0s }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        let mut pairs = [world.outbound(&server, PORT), world.outbound(&server, PORT)];
+        pairs.iter_mut().for_each(Pair::talk);
+        let start = terminate(&world);
+        let line = exit_line(&mut world, Duration::from_secs(1) + SLACK);
+        assert!(start.elapsed() <= Duration::from_secs(1) + SLACK);
+        assert!(line.contains("connections=2 cut=2"), "{line}");
+        for Pair { client, server } in &mut pairs {
+            expect_reset(client, LIMIT);
+            expect_reset(server, LIMIT);
+        }
+    });
+}
+
+#[test]
+fn without_a_deadline_the_last_connection_decides() {
+    isolated(|| {
+        let mut world = World::new("shutdown: { deadline: off }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        let mut pairs = vec![world.outbound(&server, PORT), world.outbound(&server, PORT)];
+        terminate(&world);
+        for _ in 0..6 {
+            let_pass(Duration::from_millis(500));
+            pairs.iter_mut().for_each(Pair::talk);
+        }
+        drop(pairs.pop());
+        let_pass(Duration::from_millis(500));
+        pairs.iter_mut().for_each(Pair::talk);
+        drop(pairs);
+        let line = exit_line(&mut world, Duration::from_secs(1) + SLACK);
+        assert!(line.contains("connections=2 cut=0"), "{line}");
+    });
+}
+
+#[test]
+fn with_nothing_open_the_end_is_at_once_however_it_is_asked_for() {
+    isolated(|| {
+        let by_interrupt = |world: &World| kill_process(world.pid(), Signal::INT).expect("a running daemon");
+        for ask in ASK.into_iter().chain([by_interrupt as fn(&World)]) {
+            let mut world = World::new("");
+            ask(&world);
+            let line = exit_line(&mut world, Duration::from_secs(1) + SLACK);
+            assert!(line.contains("connections=0 cut=0"), "{line}");
+        }
+    });
+}
+
+#[test]
+fn every_way_to_ask_lets_connections_finish_and_a_second_signal_does_not() {
+    isolated(|| {
+        for ask in ASK {
+            let mut world = World::new("");
+            let server = Door::open(&world.lab.server, PORT);
+            let mut pair = world.outbound(&server, PORT);
+            ask(&world);
+            world.wait_not_ready("drain");
+            assert_eq!(world.json(&["status", "--json"])["ready"], false);
+            pair.talk();
+            let start = terminate(&world);
+            world.adit.wait(Duration::from_secs(1) + SLACK);
+            assert!(start.elapsed() < Duration::from_secs(1) + SLACK);
+            expect_reset(&mut pair.client, LIMIT);
+            assert!(world.adit.log().iter().any(|line| line.contains("exiting at once")));
+        }
+    });
+}
+
+/// Peers that never end hold nothing up.
+#[test]
+fn the_end_does_not_wait_for_peers_that_are_gone() {
+    isolated(|| {
+        let mut world = World::new("shutdown: { deadline: 1s }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        let mut pairs: Vec<Pair> = (0..20).map(|_| world.outbound(&server, PORT)).collect();
+        pairs.iter_mut().for_each(Pair::talk);
+        world.lab.server.black_hole("meta l4proto tcp");
+        for pair in &mut pairs {
+            io::Write::write_all(&mut pair.client, &[0; 100_000]).expect("adit takes it");
+        }
+        let start = terminate(&world);
+        let line = exit_line(&mut world, Duration::from_secs(2) + SLACK);
+        assert!(start.elapsed() <= Duration::from_secs(2) + SLACK, "{:?}", start.elapsed());
+        assert!(line.contains("cut=20"), "{line}");
+    });
+}
