@@ -1,0 +1,98 @@
+//! The cell's own network: how it is entered, furnished and captured.
+//!
+//! `unshare` (util-linux), `ip` (iproute2) and `nft` (nftables) do the work, so that no unsafe call is needed here.
+//!
+//! Invariant: nothing outside the namespaces is touched; the kernel removes all of it with the last process of the cell.
+
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The one address of the cell's host; from the range set aside for benchmarks (RFC 2544), so it is nobody's.
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// Where the echo server listens.
+pub(crate) const SERVER: SocketAddrV4 = SocketAddrV4::new(HOST, 9000);
+
+/// What adit puts on its sockets, by default.
+const PACKET_MARK: u32 = 1337;
+
+/// Connections to `from` reach `to`, unless they bear adit's mark.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capture {
+    pub(crate) from: SocketAddrV4,
+    pub(crate) to: u16,
+}
+
+/// A command that runs `program` in fresh network, PID and mount namespaces; with a user namespace too, where we are not root.
+pub(crate) fn unshared(program: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.arg("--").arg(program);
+    command
+}
+
+/// Furnishes the fresh network namespace: loopback up, our address, ports enough for many short connections.
+pub(crate) fn furnish() -> Result<()> {
+    if std::process::id() != 1 {
+        bail!("a cell runs only as the first process of a PID namespace of its own");
+    }
+    run("ip", &["link", "set", "dev", "lo", "up"], "")?;
+    run("ip", &["address", "add", &format!("{HOST}/32"), "dev", "lo"], "")?;
+    // Ports enough for a second of short connections, above all doors; after that second a port may be used again, which by default holds for 127/8 only.
+    // Without it connects search the table for longer and longer, and fail after 49,152 of them.
+    sysctl("net/ipv4/ip_local_port_range", "16384 65535")?;
+    sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    setrlimit(Resource::Nofile, Rlimit { ..files }).context("cannot raise the limit of open files")?;
+    Ok(())
+}
+
+/// Installs the rule that captures, as `adit redirect` would: nat in the output hook, since the client lives on the same host.
+pub(crate) fn capture(capture: Capture) -> Result<()> {
+    let Capture { from, to } = capture;
+    let rules = format!(
+        "table ip peers {{ chain output {{ type nat hook output priority -100; policy accept; \
+         ip daddr {} tcp dport {} meta mark != {PACKET_MARK} redirect to :{to}; }}; }}\n",
+        from.ip(),
+        from.port()
+    );
+    run("nft", &["-f", "-"], &rules)?;
+    // Closed connections stay in conntrack's table for two minutes by default; a bench would fill it.
+    sysctl("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1")
+}
+
+fn sysctl(name: &str, value: &str) -> Result<()> {
+    fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("cannot set {name}"))
+}
+
+fn run(program: &str, arguments: &[&str], input: &str) -> Result<()> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {program:?} (Debian packages: iproute2, nftables)"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes()).with_context(|| format!("cannot write to {program}"))?;
+    }
+    let output = child.wait_with_output().with_context(|| format!("cannot wait for {program}"))?;
+    if !output.status.success() {
+        bail!(
+            "{program} {}: {}: {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! The table, in Markdown that also reads well on a terminal, and the line of progress per sample.
+//!
+//! "Best" is always the best of the *other* proxies (not the row itself, not direct), so a ratio of adit's row is what its targets are written in.
+
+use std::fmt::Write;
+
+use super::load::Measured;
+use super::record::{Median, Record, cost, rate};
+use super::shape::Shape;
+
+/// More waiting for the core than this and a row is marked.
+const NOISE: f64 = 0.05;
+
+/// One sample in a few words.
+pub(crate) fn brief(shape: Shape, sample: &Measured) -> String {
+    let mut text = shape.name();
+    if let Some(units) = shape.units() {
+        text = format!("{text} {:.1} {}", rate(sample, &units), units.rate);
+        if sample.spent.proxy_cpu_ns > 0 {
+            text = format!("{text}, {:.1} {}", cost(sample, &units), units.cost);
+        }
+    }
+    if let Some([p50, p99, p999]) = sample.latency_ns.map(|latency| latency.map(|ns| f64::from(ns) / 1e3)) {
+        text = format!("{text}, p50 {p50:.0} p99 {p99:.0} p99.9 {p999:.0} µs");
+    }
+    if let Some(bytes) = sample.resident_each {
+        text = format!("{text} {:.2} KiB each", bytes / 1024.0);
+    }
+    text
+}
+
+/// The whole table with what must be known to read it.
+pub(crate) fn draw(record: &Record) -> String {
+    let proxies: Vec<&str> =
+        record.peers.iter().map(|peer| peer.name.as_str()).filter(|name| *name != "direct").collect();
+    let mut rows = vec![heading(&proxies)];
+    for shape in &record.shapes {
+        // Nobody's memory is measured without a proxy.
+        for peer in record.peers.iter().filter(|peer| shape.units().is_some() || peer.name != "direct") {
+            let median = record.median(&peer.name, *shape);
+            rows.push(
+                median.map_or_else(|| absent(*shape, &peer.name), |median| row(record, *shape, median, &proxies)),
+            );
+        }
+    }
+    let mut text = lay_out(&rows);
+    let machine = &record.machine;
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "\nMedians of {} rounds of {} s. {}, Linux {}; proxy on core {}, load and server on core {}.",
+        record.rounds, record.seconds, machine.cpu, machine.kernel, machine.cores.proxy, machine.cores.load
+    );
+    text.push_str("Ratios: rate over the best other proxy's (more is better); p99 and cost over the best other's, and cost over each peer's (less is better).\n");
+    text.push_str("Cost is the proxy's CPU time per unit; for idle connections its resident memory each. Spread is (highest - lowest) / median of the cost.\n");
+    let _ = writeln!(
+        text,
+        "~ marks rows whose proxy or load waited for its core more than {:.0} % of the time: not alone on the machine.",
+        NOISE * 100.0
+    );
+    if cfg!(debug_assertions) {
+        text.push_str(
+            "DEBUG BUILD of the load, and of adit unless --adit named another: these figures are no one's.\n",
+        );
+    }
+    for peer in record.peers.iter().filter(|peer| peer.name != "direct") {
+        let _ = writeln!(text, "{}: {}", peer.name, peer.version);
+    }
+    for (peer, reason) in &record.missing {
+        let _ = writeln!(text, "MISSING {peer}: {reason}");
+    }
+    for (peer, error) in &record.failures {
+        let _ = writeln!(text, "FAILED {peer}, {error}");
+    }
+    text
+}
+
+fn heading(proxies: &[&str]) -> Vec<String> {
+    let fixed = [
+        "shape",
+        "peer",
+        "rate",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "cost",
+        "spread",
+        "busy %",
+        "rate/best",
+        "p99/best",
+        "cost/best",
+    ];
+    let ratios = proxies.iter().map(|name| format!("cost/{name}"));
+    fixed.iter().map(|name| (*name).to_owned()).chain(ratios).collect()
+}
+
+fn absent(shape: Shape, peer: &str) -> Vec<String> {
+    vec![shape.name(), peer.to_owned(), "FAILED".to_owned()]
+}
+
+fn row(record: &Record, shape: Shape, median: &Median, proxies: &[&str]) -> Vec<String> {
+    let others: Vec<&Median> =
+        proxies.iter().filter(|name| **name != median.peer).filter_map(|name| record.median(name, shape)).collect();
+    let proxy = median.peer != "direct";
+    let best = |figure: fn(&Median) -> Option<f64>, better: fn(f64, f64) -> f64| {
+        let best = others.iter().filter_map(|other| figure(other)).reduce(better);
+        ratio(figure(median).filter(|_| proxy), best)
+    };
+    let noisy = median.proxy_waited > NOISE || median.load_waited > NOISE;
+    let mut cells = vec![
+        median.shape.clone(),
+        format!("{}{}", median.peer, if noisy { " ~" } else { "" }),
+        figure(median.rate, median.rate_unit),
+        figure(median.p50_us, ""),
+        figure(median.p99_us, ""),
+        figure(median.p999_us, ""),
+        if median.idle_kib.is_some() { figure(median.idle_kib, "KiB") } else { figure(median.cost, median.cost_unit) },
+        if proxy { format!("{:.0} %", median.cost_spread * 100.0) } else { String::new() },
+        busy(median),
+        best(|median| median.rate, f64::max),
+        best(|median| median.p99_us, f64::min),
+        best(price, f64::min),
+    ];
+    for name in proxies {
+        let other = record.median(name, shape).filter(|other| other.peer != median.peer);
+        cells.push(ratio(price(median), other.and_then(price)));
+    }
+    cells
+}
+
+/// How busy proxy and load were, in percent.
+fn busy(median: &Median) -> String {
+    let percent = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), |part| format!("{:.0}", part * 100.0));
+    if median.load_busy.is_none() {
+        String::new()
+    } else {
+        format!("{}/{}", percent(median.proxy_busy), percent(median.load_busy))
+    }
+}
+
+/// CPU or memory, whichever the shape is about.
+fn price(median: &Median) -> Option<f64> {
+    median.cost.or(median.idle_kib)
+}
+
+fn ratio(own: Option<f64>, other: Option<f64>) -> String {
+    match (own, other) {
+        (Some(own), Some(other)) if other > 0.0 => format!("{:.2}", own / other),
+        _ => String::new(),
+    }
+}
+
+/// Three significant digits or so, with the unit.
+fn figure(value: Option<f64>, unit: &str) -> String {
+    let Some(value) = value else { return String::new() };
+    let digits = if value.abs() < 10.0 {
+        2
+    } else if value.abs() < 100.0 {
+        1
+    } else {
+        0
+    };
+    format!("{value:.digits$} {unit}").trim_end().to_owned()
+}
+
+/// Pads the cells so that the columns line up; text to the left, figures to the right.
+fn lay_out(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
+    let width = |column: usize| rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        for (column, width) in widths.iter().enumerate() {
+            let cell = cell(row, column);
+            // Writing to a String cannot fail.
+            let _ = if column < 2 { write!(text, "| {cell:<width$} ") } else { write!(text, "| {cell:>width$} ") };
+        }
+        text.push_str("|\n");
+        if number == 0 {
+            for (column, width) in widths.iter().enumerate() {
+                let dashes = "-".repeat(*width);
+                text.push_str(&if column < 2 {
+                    format!("| {dashes} ")
+                } else {
+                    format!("| {}: ", dashes.get(1..).unwrap_or_default())
+                });
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}

@@ -1,0 +1,212 @@
+//! The bench's load generator against relays that are honest, and relays that are not: its checks must be able to fail.
+//!
+//! The relays live in this process, a thread per direction, on loopback and port 0.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+#[path = "../benches/peers"]
+#[expect(dead_code, reason = "the bench uses the rest")]
+mod peers {
+    pub(super) mod account;
+    pub(super) mod load;
+    pub(super) mod namespace;
+    pub(super) mod recipe;
+    pub(super) mod shape;
+    pub(super) mod stats;
+}
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use peers::account::Usage;
+use peers::load::{Books, Load, Timing};
+use peers::recipe::{self, Found};
+use peers::shape::{self, Direction, Shape};
+use socket2::{Domain, Socket, Type};
+
+const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+const TIMING: Timing = Timing { warm_up: Duration::from_millis(20), length: Duration::from_millis(80) };
+const BOOKS: Books = Books { usage: || Ok(Usage::default()), resident: || Ok(0) };
+
+/// What a relay does to the bytes of one direction; it gets how many went before.
+type Tamper = fn(u64, &mut Vec<u8>);
+
+const HONEST: Tamper = |_, _| {};
+const FLIPS_A_BIT: Tamper = |before, bytes| {
+    if before < 100 && before + bytes.len() as u64 >= 100 {
+        bytes[99 - usize::try_from(before).unwrap()] ^= 1;
+    }
+};
+const LOSES_A_BYTE: Tamper = |before, bytes| {
+    if before < 100 && before + bytes.len() as u64 >= 100 {
+        bytes.pop();
+    }
+};
+const DOUBLES_A_BYTE: Tamper = |before, bytes| {
+    if before < 100 && before + bytes.len() as u64 >= 100 {
+        bytes.push(*bytes.last().unwrap());
+    }
+};
+
+/// Starts a relay to `server` that tampers with what servers send (`down`) or with what clients send. Returns its door.
+fn relay(server: SocketAddrV4, down: bool, tamper: Tamper) -> SocketAddrV4 {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::V4(ANY).into()).unwrap();
+    socket.listen(64).unwrap();
+    let listener = TcpListener::from(socket);
+    let SocketAddr::V4(door) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(upstream) = TcpStream::connect(server) else { return };
+            let (up, back) = if down { (HONEST, tamper) } else { (tamper, HONEST) };
+            let (from, to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            thread::spawn(move || copy(from, to, up));
+            thread::spawn(move || copy(upstream, client, back));
+        }
+    });
+    door
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, tamper: Tamper) {
+    let mut before = 0;
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        let mut bytes = buffer[..length].to_vec();
+        tamper(before, &mut bytes);
+        before += length as u64;
+        if to.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    // The other end may be gone already.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn direct() -> Load {
+    Load::bind(ANY, |server| server, BOOKS).unwrap()
+}
+
+fn through(down: bool, tamper: Tamper) -> Load {
+    Load::bind(ANY, |server| relay(server, down, tamper), BOOKS).unwrap()
+}
+
+/// All shapes, with few idle connections, and a large request besides: it does not go in one piece.
+fn shapes() -> Vec<Shape> {
+    let mut shapes = shape::chosen(&[], 20).unwrap();
+    shapes.push(Shape::Request { size: 16 * 1024, connections: 8 });
+    shapes
+}
+
+#[test]
+fn every_shape_measures_and_conserves_bytes() {
+    for mut load in [direct(), through(false, HONEST)] {
+        load.verify().unwrap();
+        for shape in shapes() {
+            let measured = load.run(shape, TIMING).unwrap_or_else(|error| panic!("{}: {error:#}", shape.name()));
+            assert!(measured.units > 0, "{}: {measured:?}", shape.name());
+            assert!(measured.sent >= measured.units, "{}: {measured:?}", shape.name());
+            assert_eq!(measured.sent, measured.received, "{}", shape.name());
+            let timed = !matches!(shape, Shape::Idle { .. });
+            assert_eq!(measured.wall_ns >= 80_000_000, timed, "{}: {measured:?}", shape.name());
+        }
+    }
+}
+
+#[test]
+fn latencies_are_ordered_and_none_is_zero() {
+    let measured = direct().run(Shape::Request { size: 128, connections: 4 }, TIMING).unwrap();
+    let [p50, p99, p999] = measured.latency_ns.unwrap();
+    assert!(0 < p50 && p50 <= p99 && p99 <= p999, "{p50} {p99} {p999}");
+}
+
+#[test]
+fn a_changed_byte_is_found() {
+    for down in [false, true] {
+        assert!(through(down, FLIPS_A_BIT).verify().is_err(), "down: {down}");
+        let request = Shape::Request { size: 128, connections: 2 };
+        assert!(through(down, FLIPS_A_BIT).run(request, TIMING).is_err(), "down: {down}");
+    }
+}
+
+#[test]
+fn a_lost_or_doubled_byte_is_found_in_bulk() {
+    for (direction, down) in [(Direction::Up, false), (Direction::Down, true)] {
+        for tamper in [LOSES_A_BYTE, DOUBLES_A_BYTE] {
+            assert!(through(down, tamper).verify().is_err(), "{direction:?}");
+            let error = through(down, tamper).run(Shape::Bulk { direction, connections: 2 }, TIMING).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains("sent") && error.contains("received"), "{direction:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_second_answer_to_a_short_connection_is_found() {
+    let doubles: Tamper = |_, bytes| bytes.push(bytes[0]);
+    assert!(through(true, doubles).run(Shape::Short { parallel: 4 }, TIMING).is_err());
+}
+
+#[test]
+fn idle_connections_must_live() {
+    // Ends the connection after the first byte down, so that it is gone when it is asked again.
+    let server = |server| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::V4(ANY).into()).unwrap();
+        socket.listen(64).unwrap();
+        let listener = TcpListener::from(socket);
+        let SocketAddr::V4(door) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+        thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let mut upstream = TcpStream::connect::<SocketAddrV4>(server).unwrap();
+                let (mut hello, mut byte) = ([0; 8], [0; 1]);
+                client.read_exact(&mut hello).unwrap();
+                upstream.write_all(&hello).unwrap();
+                upstream.read_exact(&mut byte).unwrap();
+                client.write_all(&byte).unwrap();
+            }
+        });
+        door
+    };
+    let mut load = Load::bind(ANY, server, BOOKS).unwrap();
+    let error = load.run(Shape::Idle { connections: 3 }, TIMING).unwrap_err();
+    assert!(format!("{error:#}").contains("after the idle time"), "{error:#}");
+}
+
+#[test]
+fn filters_choose_whole_parts_of_names() {
+    let names = |only: &[&str]| -> Result<Vec<String>, String> {
+        let only: Vec<String> = only.iter().map(|&filter| filter.to_owned()).collect();
+        let shapes = shape::chosen(&only, 1).map_err(|error| error.to_string())?;
+        Ok(shapes.iter().map(|shape| shape.name()).collect())
+    };
+    assert_eq!(names(&["bulk-up", "idle"]).unwrap(), ["idle", "bulk-up-1", "bulk-up-8"]);
+    assert_eq!(names(&["request-128-1"]).unwrap(), ["request-128-1"]);
+    assert!(names(&["request-128-6"]).unwrap_err().contains("request-128-64"));
+    assert_eq!(names(&[]).unwrap().len(), 8);
+}
+
+#[test]
+fn percentiles_and_medians() {
+    let mut samples: Vec<u32> = (1..=1000).rev().collect();
+    assert_eq!(peers::stats::percentiles(&mut samples, [500, 990, 999]), [500, 990, 999]);
+    assert_eq!(peers::stats::percentiles(&mut [7], [500, 990, 999]), [7, 7, 7]);
+    assert_eq!(peers::stats::percentiles(&mut [], [500, 990, 999]), [0, 0, 0]);
+    assert_eq!(peers::stats::median(vec![3.0, 1.0, 2.0]), Some((2.0, 1.0)));
+    assert_eq!(peers::stats::median(vec![4.0, 2.0]), Some((3.0, 2.0 / 3.0)));
+    assert_eq!(peers::stats::median(vec![]), None);
+}
+
+#[test]
+fn adit_takes_the_config_that_the_bench_gives_it() {
+    let found = recipe::find("adit", Path::new(env!("CARGO_BIN_EXE_adit"))).unwrap();
+    let Found::Proxy { recipe, .. } = found else { panic!("{found:?}") };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config");
+    std::fs::write(&file, &recipe.config).unwrap();
+    let sources = adit::config::Sources { files: vec![file], ..adit::config::Sources::default() };
+    let settings = adit::config::load(&sources).unwrap_or_else(|problems| panic!("{problems:?}"));
+    assert!(!settings.log.access, "the access log is off, as it is for the others");
+}
