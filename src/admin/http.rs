@@ -10,10 +10,11 @@
 mod connection;
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -136,13 +137,11 @@ impl HttpServer {
 
     /// The next connection; `None` when this try failed and the next may be made at once.
     async fn accept(&self) -> Option<Stream> {
-        match self.listener.accept().await {
+        match poll_fn(|context| self.poll_accept(context)).await {
             Ok(stream) => Some(stream),
             Err(error) if is_exhausted(&error) => {
-                if !self.reserve.give_up_one() {
-                    tokio::time::sleep(BACK_OFF).await;
-                    self.reserve.refill();
-                }
+                tokio::time::sleep(BACK_OFF).await;
+                self.reserve.refill();
                 None
             }
             Err(error) if is_passing(&error) => None,
@@ -153,18 +152,36 @@ impl HttpServer {
             }
         }
     }
+
+    /// Accepts, if need be with descriptors of the reserve. `accept` looks for a free descriptor before it looks for a
+    /// connection, so that there is none may be all it says although nobody waits: then the reserve is made whole again.
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        loop {
+            match self.listener.poll_accept(context) {
+                Poll::Ready(Err(error)) if is_exhausted(&error) && self.reserve.give_up_one() => {}
+                Poll::Pending => {
+                    self.reserve.refill();
+                    return Poll::Pending;
+                }
+                ready => return ready,
+            }
+        }
+    }
 }
 
 impl HttpListener {
-    async fn accept(&self) -> io::Result<Stream> {
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, _) = ready!(listener.poll_accept(context))?;
                 // A socket that is already dead fails here; reading it will tell.
                 let _ = stream.set_nodelay(true);
-                Ok(Socket::Tcp(stream).into())
+                Poll::Ready(Ok(Socket::Tcp(stream).into()))
             }
-            Self::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0).into()),
+            Self::Unix(listener) => {
+                let (stream, _) = ready!(listener.poll_accept(context))?;
+                Poll::Ready(Ok(Socket::Unix(stream).into()))
+            }
         }
     }
 }

@@ -302,7 +302,7 @@ async fn nodelay_is_set() {
     let listener = HttpListener::Tcp(listen());
     let HttpListener::Tcp(inner) = &listener else { unreachable!("made above") };
     let address = inner.local_addr().expect("address");
-    let (accepted, _client) = tokio::join!(listener.accept(), connect(address));
+    let (accepted, _client) = tokio::join!(poll_fn(|context| listener.poll_accept(context)), connect(address));
     let Socket::Tcp(stream) = accepted.expect("accept").socket else { unreachable!("tcp") };
     assert!(TcpStream::nodelay(&stream).expect("nodelay"));
     drop(client);
