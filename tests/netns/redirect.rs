@@ -71,8 +71,20 @@ fn refused(result: std::io::Result<TcpStream>) {
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
 }
 
+/// Until the kernel has done on its own what it does when a link comes up: a link-local address that has passed its check
+/// for duplicates, which takes a second or two. Where IPv6 is off, there is none to wait for.
+fn settle(host: &Host) {
+    until(LIMIT, "the link to be settled", || {
+        let addresses = host.output("ip", &["-6", "address", "show", "dev", "eth0"]);
+        let settled = addresses.contains("inet6 fe80:") && !addresses.contains("tentative");
+        let linked = !host.output("ip", &["-4", "route", "show", "table", "all"]).contains("linkdown");
+        (linked && (settled || addresses.is_empty())).then_some(())
+    });
+}
+
 /// Everything that an `apply` could change.
 fn state(host: &Host) -> String {
+    settle(host);
     let mut state = String::new();
     for (program, arguments) in [
         ("nft", "list ruleset"),
