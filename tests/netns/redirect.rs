@@ -16,7 +16,7 @@ use crate::kit::{Door, Family, Host, LIMIT, Lab, isolated, until};
 const KINDS: [Kind; 2] = [Kind::Redirect, Kind::Tproxy];
 const UNASKED: Safeguards = Safeguards { host: false, readiness: None };
 /// A dial that is not captured and finds nobody must fail well before the usual limit.
-const AT_ONCE: Duration = Duration::from_secs(2);
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn options(kind: Kind) -> Options {
     Options { kind, ..Options::default() }
@@ -608,13 +608,17 @@ fn an_unconfirmed_apply_ends_by_itself() {
         let to = at(&lab.server, Family::V4, 8080);
         for kind in KINDS {
             let doors = doors(&lab.adit, kind);
-            let pending = Options { rollback_after: Some(Duration::from_secs(1)), ..options(kind) };
+            let pending = Options { rollback_after: Some(Duration::from_secs(4)), ..options(kind) };
             apply(&lab.adit, &pending);
             let mut early = dial(&lab.adit, to);
             let mut captured = doors.outbound.accept().stream;
             until(LIMIT, "the rollback", || {
                 let _stream = dial(&lab.adit, to);
-                if doors.outbound.is_quiet() { Some(server.accept()) } else { Some(doors.outbound.accept()).and(None) }
+                // Whoever dials may know of the connection before the one who is dialled does.
+                until(LIMIT, "either to be reached", || {
+                    (!doors.outbound.is_quiet() || !server.is_quiet()).then_some(())
+                });
+                if server.is_quiet() { Some(doors.outbound.accept()).and(None) } else { Some(server.accept()) }
             });
             // What was captured in time goes on; inbound is rolled back as well.
             talk(&mut early, &mut captured);
@@ -632,7 +636,7 @@ fn a_confirmed_apply_stays() {
         assert!(matches!(lab.adit.run(redirect::confirm), Err(RedirectError::NotApplied)));
         let doors = doors(&lab.adit, Kind::Redirect);
         let start = Instant::now();
-        let after = Duration::from_secs(2);
+        let after = Duration::from_secs(5);
         apply(&lab.adit, &Options { rollback_after: Some(after), ..options(Kind::Redirect) });
         assert_eq!(lab.adit.run(redirect::confirm).expect("in time"), Confirmation::Confirmed);
         assert_eq!(lab.adit.run(redirect::confirm).expect("again"), Confirmation::NothingPending);
