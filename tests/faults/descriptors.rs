@@ -22,21 +22,23 @@ fn exhaustion_is_named_quiet_and_cheap_and_heals() {
         assert_eq!(world.metric("adit_fd_limit"), 256.0);
         let mut first = world.outbound(&door, PORT);
         first.talk();
+        let begun = Instant::now();
         let flood = flood(&world);
         world.wait_not_ready("descriptors");
+        world.adit.wait_log("cannot accept");
         assert!(world.descriptors().len() <= 256);
 
         // For longer than the time in which one line is allowed.
         let window = Duration::from_secs(6);
         let lines = || world.adit.log().iter().filter(|line| line.contains("cannot accept")).count();
-        let (lines_before, cpu_before, start) = (lines(), world.cpu_time(), Instant::now());
-        assert_eq!(lines_before, 1, "{:#?}", world.adit.log());
+        let (cpu_before, start) = (world.cpu_time(), Instant::now());
         let_pass(window);
         let cpu = world.cpu_time() - cpu_before;
         let share = cpu.as_secs_f64() / start.elapsed().as_secs_f64();
         assert!(share < 0.05, "{share:.3} of a core while there is nothing to do");
-        let allowed = 1 + usize::try_from(start.elapsed().as_secs() / 5).expect("few");
-        assert!(lines() <= allowed, "{} lines in {:?}", lines(), start.elapsed());
+        let said = lines();
+        let allowed = 1 + usize::try_from(begun.elapsed().as_secs() / 5).expect("few");
+        assert!(said <= allowed, "{said} lines in {:?}", begun.elapsed());
 
         // Everything else works: what is carried, the operator's side, the probes.
         first.talk();
@@ -46,7 +48,8 @@ fn exhaustion_is_named_quiet_and_cheap_and_heals() {
         assert!(world.cli(&["connections"]).status.success());
         assert!(world.cli(&["reload"]).status.success());
 
-        flood.into_iter().for_each(reset);
+        // First those who still wait, so that some have gone before they can be let in.
+        flood.into_iter().rev().for_each(reset);
         // With nobody connecting: that nobody does is what not being ready leads to.
         world.wait_ready_again(Duration::from_secs(1) + SLACK);
         // At the old one some of the flood may still arrive.
@@ -72,7 +75,13 @@ fn who_waits_while_descriptors_are_used_up_is_carried_after() {
         // Until one is not carried: nobody reaches the server.
         let mut waiting = loop {
             let client = world.dial_out(PORT).expect("the kernel completes it");
-            if world.descriptors().len() > 60 && !reaches(&door, Duration::from_millis(300)) {
+            let reached = until(LIMIT, "it to be carried or to wait for descriptors", || {
+                let wanting = || world.readiness().1.contains("\"descriptors\"");
+                // The last one to be carried may be on its way when the descriptors are used up.
+                let waits = || wanting() && !reaches(&door, Duration::from_millis(300));
+                if !door.is_quiet() { Some(true) } else { waits().then_some(false) }
+            });
+            if !reached {
                 break client;
             }
             carried.push((client, door.accept().stream));
