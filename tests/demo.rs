@@ -111,6 +111,13 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect()
 }
 
+/// Puts a whole file in place at once.
+fn replace(path: &Path, text: &str) {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).expect("a writable folder");
+    fs::rename(&beside, path).expect("the same folder");
+}
+
 /// The line that curl is given, with what curl itself needs to fail on an error.
 fn paste(host: &Host, line: &str) -> String {
     let done = shell(host, line);
@@ -194,7 +201,7 @@ fn a_second_ctrl_c_stops_it_at_once() {
         assert_eq!(&echo, b"still there?");
         assert!(demo.child.try_wait().expect("our child").is_none(), "it cut a live connection");
         demo.ctrl_c();
-        assert_eq!(demo.wait(Duration::from_secs(2)).code(), Some(0), "{}", text(&demo.log));
+        assert_eq!(demo.wait(LIMIT).code(), Some(0), "{}", text(&demo.log));
         assert_eq!(demo.leftovers(), Vec::<PathBuf>::new());
     });
 }
@@ -211,15 +218,16 @@ fn an_edited_mesh_applies_at_once() {
         let curl = |name: &str| -> Done {
             let url = format!("http://{name}/");
             let mut curl = lab.adit.command("curl");
-            wait(curl.args(["--silent", "--proxy", "socks5h://127.0.0.1:15080", "--max-time", "5", &url]))
+            wait(curl.args(["--silent", "--proxy", "socks5h://127.0.0.1:15080", "--max-time", "20", &url]))
         };
         assert_eq!(curl("echo.demo.svc.cluster.local").code, Some(0));
         let mesh = fs::read_to_string(&file).expect("the mesh");
         // A half-written file changes nothing; the next good one counts.
-        fs::write(&file, mesh.split_at(mesh.len() / 2).0).expect("our own file");
+        let half = u64::try_from(mesh.len() / 2).expect("small");
+        fs::File::options().write(true).open(&file).and_then(|file| file.set_len(half)).expect("our own file");
         until(LIMIT, "the refusal in the log", || text(&demo.log).contains("\twarn\t").then_some(()));
         assert_eq!(curl("echo.demo.svc.cluster.local").code, Some(0));
-        fs::write(&file, mesh.replace("echo.demo.svc", "renamed.demo.svc")).expect("our own file");
+        replace(&file, &mesh.replace("echo.demo.svc", "renamed.demo.svc"));
         until(LIMIT, "the new name", || (curl("renamed.demo.svc.cluster.local").code == Some(0)).then_some(()));
         assert_eq!(curl("echo.demo.svc.cluster.local").code, Some(97), "the old name is gone");
         demo.ctrl_c();

@@ -338,17 +338,21 @@ fn the_settings_file_is_watched_and_a_bad_one_is_refused() {
         let file = world.adit.folder().join("adit.yaml");
         crate::world::replace(&file, "egress: registryOnly\nrelay: { idelTimeout: 3s }\n");
         world.adit.wait_log("the settings are not valid");
-        let status = world.json(&["status", "--json"]);
-        let errors = status["config"]["rejected"]["errors"].to_string();
-        assert!(errors.contains("idelTimeout") && errors.contains("adit.yaml:2"), "{status}");
+        until(LIMIT, "the status to say so", || {
+            let errors = world.json(&["status", "--json"])["config"]["rejected"]["errors"].to_string();
+            (errors.contains("idelTimeout") && errors.contains("adit.yaml:2")).then_some(())
+        });
         assert!(world.metric("adit_reloads_total{what=\"config\",result=\"rejected\"}") >= 1.0);
         pair.talk();
         world.outbound(&server, PORT).talk();
         let report = world.cli(&["reload"]);
         assert_eq!(report.status.code(), Some(1), "{report:?}");
 
+        let running = || world.json(&["status", "--json"])["config"]["hash"].clone();
+        let before = running();
         crate::world::replace(&file, &settings(&[("egress", "registryOnly")]));
         world.adit.wait_log("new settings");
+        until(LIMIT, "the new settings to be in force", || (running() != before).then_some(()));
         expect_refusal(world.dial_out(PORT));
         pair.talk();
         drop(pair);

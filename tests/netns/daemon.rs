@@ -64,6 +64,13 @@ impl Adit {
         self.folder.path()
     }
 
+    /// Puts a whole file into that folder at once: half of one would be a content of its own.
+    pub fn replace(&self, name: &str, text: &str) {
+        let (beside, path) = (self.folder().join("new"), self.folder().join(name));
+        fs::write(&beside, text).expect("a writable folder");
+        fs::rename(&beside, &path).expect("the same folder");
+    }
+
     /// Every line on standard error so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -81,7 +81,13 @@ fn local_destinations_need_a_workload() {
         }
         // The key is live.
         let settings = format!("{SETTINGS}socks5AllowLocal: true\n");
-        std::fs::write(adit.folder().join("adit.yaml"), settings).expect("a writable folder");
+        let hash = || {
+            let status = crate::program::adit(&lab.adit, &["status", "--json"]).ok();
+            serde_json::from_str::<serde_json::Value>(&status).expect("JSON")["config"]["hash"].clone()
+        };
+        let before = hash();
+        adit.replace("adit.yaml", &settings);
+        until(LIMIT, "the new settings to be in force", || (hash() != before).then_some(()));
         adit.wait_log("socks5AllowLocal");
         for request in local.iter().filter(|request| !request.starts_with(&[5, 1, 0, 4, 0xfe, 0x80])) {
             assert_eq!(ask(&lab.adit, request).1.code, 0, "{request:?}");

@@ -47,7 +47,7 @@ fn the_mesh_round_trips() {
         assert!(said.contains("2 workloads and 1 service"), "{said}");
 
         // A file that is refused is told about, and changes nothing.
-        fs::write(daemon.folder().join("mesh.yaml"), "workloads: [{ name: 3 }]\n").expect("our own folder");
+        daemon.replace("mesh.yaml", "workloads: [{ name: 3 }]\n");
         let refused = until(LIMIT, "the refusal", || {
             let document = admin(&lab.adit, "/mesh", &[]).json();
             (!document["rejected"].is_null()).then_some(document)
@@ -56,7 +56,7 @@ fn the_mesh_round_trips() {
         assert_eq!(refused["workloads"], document["workloads"]);
 
         // The dump as input gives the same dump.
-        fs::write(daemon.folder().join("mesh.yaml"), &first.body).expect("our own folder");
+        daemon.replace("mesh.yaml", &first.body);
         let second = until(LIMIT, "the dump in force", || {
             let document = admin(&lab.adit, "/mesh", &[]).json();
             (document["hash"] != refused["hash"]).then_some(document)

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::process::Stdio;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -58,7 +57,7 @@ fn a_blocked_stderr_stalls_nobody() {
 
         // It can be stopped all the same, and does not wait for its reader.
         kill_process(Pid::from_child(&child), Signal::TERM).expect("a running daemon");
-        let status = until(Duration::from_secs(5), "the end", || child.try_wait().expect("our child"));
+        let status = until(LIMIT, "the end", || child.try_wait().expect("our child"));
         assert!(status.success(), "{status}");
         // What did get out is whole lines, but for the last.
         let lines: Vec<String> = BufReader::new(unread).lines().map_while(Result::ok).collect();

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::curl::{admin, curl};
 use crate::kit::daemon::get;
@@ -225,7 +224,7 @@ fn readiness_names_what_is_missing_and_drain_is_not_ready() {
         assert!(check.err.contains("mesh") && check.err.contains("later.yaml"), "{}", check.err);
         assert_eq!(adit(&lab.adit, &["healthcheck", "--live"]).code, Some(0), "waiting is not being stuck");
 
-        fs::write(daemon.folder().join("later.yaml"), "{}\n").expect("a writable folder");
+        daemon.replace("later.yaml", "{}\n");
         until(LIMIT, "readiness", || (curl(&lab.adit, &[ready]).status == 200).then_some(()));
         assert_eq!(adit(&lab.adit, &["healthcheck"]).ok(), "ready\n");
 
@@ -349,6 +348,6 @@ fn hostile_http_disturbs_nobody() {
         }
         let answered = |port, path| get(&lab.adit, port, path).is_some_and(|answer| answer.starts_with("HTTP/1.1 200"));
         assert!(answered(15000, "/status") && answered(15020, "/metrics") && answered(15021, "/healthz/ready"));
-        daemon.stop_within(Duration::from_secs(5));
+        daemon.stop();
     });
 }

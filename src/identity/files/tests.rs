@@ -30,8 +30,11 @@ impl Given {
         Self { dir, source }
     }
 
+    /// All at once: an empty or half-written file would be a content of its own.
     fn write(&self, name: &str, text: &str) {
-        fs::write(self.dir.path().join(name), text).unwrap();
+        let beside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(beside.path(), text).unwrap();
+        beside.persist(self.dir.path().join(name)).unwrap();
     }
 
     fn write_all(&self, root: &Authority, issued: &Issued) {

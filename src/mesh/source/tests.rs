@@ -48,8 +48,11 @@ impl Running {
         Ok(Self { dir, snapshots, status, requests, lifecycle, tasks })
     }
 
+    /// All at once: an empty or half-written file would be a content of its own.
     fn write(&self, name: &str, text: &str) {
-        fs::write(self.dir.path().join(name), text).unwrap();
+        let beside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(beside.path(), text).unwrap();
+        beside.persist(self.dir.path().join(name)).unwrap();
     }
 
     fn now(&self) -> Arc<Snapshot> {
