@@ -92,7 +92,7 @@ fn half_a_connection_outlives_the_other_half_tproxy() {
 /// The reader starts only after the reset: what was received before it must come first, all of it.
 fn reset_after_data(zero_copy: &str) {
     let data = random(3, BEFORE_RESET);
-    both_ways(&format!("relay: {{ zeroCopy: {zero_copy} }}"), |scene, pair| {
+    both_ways(&format!("relay: {{ zeroCopy: {zero_copy}, resetFlush: 10s }}"), |scene, pair| {
         let Pair { mut near, mut far, client, far_is_client, bytes_key } = pair;
         far.write_all(&data).expect("write");
         delivered(&far);
@@ -132,7 +132,7 @@ fn a_reset_of_an_idle_connection_is_a_reset() {
 fn data_and_fin_and_then_a_reset_is_a_clean_end() {
     isolated(|| {
         let data = random(4, BEFORE_RESET);
-        both_ways("", |_, Pair { mut near, mut far, .. }| {
+        both_ways("relay: { resetFlush: 10s }", |_, Pair { mut near, mut far, .. }| {
             send_and_finish(&mut far, &data);
             delivered(&far);
             reset(far);

@@ -50,6 +50,11 @@ fn quick() -> HttpLimits {
     }
 }
 
+/// Where the deadlines are not what is tested.
+fn patient() -> HttpLimits {
+    HttpLimits { header_within: LIMIT, body_within: LIMIT, ..HttpLimits::default() }
+}
+
 fn echo() -> Arc<dyn Endpoint> {
     Arc::new(Echo::default())
 }
@@ -115,7 +120,7 @@ async fn silence_and_idleness_are_ended() {
 
 #[tokio::test]
 async fn what_is_too_large_is_refused() {
-    let server = start(echo(), quick());
+    let server = start(echo(), patient());
     let large_header = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(100_000));
     assert_eq!(parse(&raw(server.address, large_header.as_bytes()).await).status, 431);
     let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(1000));
@@ -139,7 +144,7 @@ async fn a_body_that_does_not_come_has_a_deadline() {
 
 #[tokio::test]
 async fn garbage_is_answered_with_400() {
-    let server = start(echo(), quick());
+    let server = start(echo(), patient());
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client hello\r\n\r\n"[..],
         b"GET\r\n\r\n",
@@ -165,7 +170,7 @@ async fn garbage_is_answered_with_400() {
 #[tokio::test]
 async fn the_answer_survives_unread_input() {
     // Without lingering, closing over what was not read would reset the connection and destroy the answer.
-    let server = start(echo(), HttpLimits::default());
+    let server = start(echo(), patient());
     for _ in 0..20 {
         let mut request = b"bad\r\n\r\n".to_vec();
         request.extend_from_slice(&[b'x'; 60_000]);
@@ -175,7 +180,7 @@ async fn the_answer_survives_unread_input() {
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
-    let server = start(echo(), HttpLimits::default());
+    let server = start(echo(), patient());
     let one = |n: u32| format!("POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n{n}");
     let received = raw(server.address, (one(1) + &one(2) + &one(3)).as_bytes()).await;
     let text = String::from_utf8(received).expect("utf-8");
@@ -185,7 +190,7 @@ async fn pipelined_requests_are_answered_in_order() {
 
 #[tokio::test]
 async fn a_client_that_half_closes_gets_its_answer() {
-    let server = start(echo(), HttpLimits::default());
+    let server = start(echo(), patient());
     let received = raw(server.address, b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(parse(&received).body.len(), BIG);
 }

@@ -43,7 +43,8 @@ async fn between(zero_copy: bool) -> Between {
     let registry = Rc::new(Registry::new(0));
     let peer = PeerAddr::new(client.local_addr().expect("address"));
     let entry = Rc::new(registry.register(Door::Outbound, peer, Rc::default()));
-    let options = RelayOptions { zero_copy, reset_flush: Duration::from_secs(1), keepalive: Keepalive::default() };
+    // Long enough for a reader that the machine holds up.
+    let options = RelayOptions { zero_copy, reset_flush: Duration::from_secs(15), keepalive: Keepalive::default() };
     let relay = {
         let (entry, pool) = (Rc::clone(&entry), Rc::clone(&pool));
         tokio::task::spawn_local(async move {
