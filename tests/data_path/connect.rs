@@ -114,7 +114,7 @@ fn a_single_address_that_refuses_is_final_at_once() {
                 let to = at(&scene.lab.server, family, 7000);
                 let (client, end) = fate(&scene.lab.adit, to);
                 assert_eq!(end, End::Reset);
-                assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+                assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
                 let tried = attempts(&scene.record(client));
                 assert_eq!(tried, [(to, "connect_refused".to_owned())]);
             }
@@ -141,7 +141,7 @@ fn a_client_that_resets_ends_the_attempt() {
                 let start = Instant::now();
                 reset(application);
                 let record = scene.record(client);
-                assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+                assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
                 assert_eq!(record["close_reason"], "downstream_gone", "{record}");
                 scene.wait_metric("adit_connections_open", &[], 0.0);
             }
@@ -178,7 +178,7 @@ fn a_client_that_sends_its_request_and_a_fin_gets_its_answer() {
 }
 
 /// 20 ms on an idle machine.
-const GREETED_WITHIN: Duration = Duration::from_secs(1);
+const GREETED_WITHIN: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_server_may_speak_first() {
@@ -210,7 +210,7 @@ fn a_server_may_speak_first() {
 #[test]
 fn the_deadline_bounds_all_attempts_together() {
     isolated(|| {
-        let more = "connect: { timeout: 1s, deadline: 1500ms, attempts: 100 }";
+        let more = "connect: { timeout: 2s, deadline: 3500ms, attempts: 100 }";
         let mut scene = Scene::new(Kind::Redirect, more, MESH);
         scene.adit.expect_log("connect_timeout");
         scene.lab.server.black_hole("tcp dport { 8081, 8082 }");
@@ -218,7 +218,7 @@ fn the_deadline_bounds_all_attempts_together() {
         let (client, end) = fate(&scene.lab.adit, vip(Family::V4));
         let took = start.elapsed();
         assert_eq!(end, End::Reset);
-        assert!((Duration::from_millis(1_400)..Duration::from_secs(4)).contains(&took), "{took:?}");
+        assert!((Duration::from_millis(3_400)..LIMIT).contains(&took), "{took:?}");
         let record = scene.record(client);
         assert_eq!(record["close_reason"], "connect_timeout", "{record}");
         assert_eq!(attempts(&record).len(), 2, "{record}");

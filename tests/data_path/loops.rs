@@ -13,7 +13,7 @@ use crate::kit::{Adit, Door, Family, Host, LIMIT, Lab, isolated};
 use crate::scene::{KINDS, MESH, NO_RECORDS, Scene, at, captured_lab, dial, fate, probe, settings};
 
 /// 50 ms on an idle machine.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(4);
 
 /// Every way to write an address of host `adit`.
 const FORMS: [&str; 9] =

@@ -46,10 +46,13 @@ fn exit_line(world: &mut World, limit: Duration) -> String {
     log.into_iter().find(|line| line.contains("\tdrained\t")).expect("an exit line")
 }
 
+/// Long, because all of the first stage must fit into it on a busy machine.
+const PRE_DRAIN: Duration = Duration::from_secs(8);
+
 #[test]
 fn the_stages_come_in_order() {
     isolated(|| {
-        let mut world = World::new("shutdown: { preDrain: 2s, deadline: 20s }\n");
+        let mut world = World::new("shutdown: { preDrain: 8s, deadline: 60s }\n");
         let server = Door::open(&world.lab.server, PORT);
         let application = Door::open(&world.lab.adit, PORT);
         let mut inbound = world.inbound(&application, PORT);
@@ -59,16 +62,16 @@ fn the_stages_come_in_order() {
         world.wait_not_ready("drain");
         let mut late = world.inbound(&application, PORT);
         world.outbound(&server, PORT).talk();
-        assert!(start.elapsed() < Duration::from_secs(2), "too slow a machine for this test: {:?}", start.elapsed());
+        assert!(start.elapsed() < PRE_DRAIN, "too slow a machine for this test: {:?}", start.elapsed());
         // 2: inbound refuses; an application that is finishing can still talk to others.
-        until(LIMIT, "the inbound door to be closed", || {
+        until(PRE_DRAIN + LIMIT, "the inbound door to be closed", || {
             let dialled = world.dial_in(PORT);
             while !application.is_quiet() {
                 drop(application.accept());
             }
             is_refused(&dialled).then_some(())
         });
-        assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() >= PRE_DRAIN, "{:?}", start.elapsed());
         world.outbound(&server, PORT).talk();
         for pair in [&mut inbound, &mut late, &mut outbound] {
             pair.talk();
@@ -97,7 +100,7 @@ fn the_stages_come_in_order() {
 fn what_is_left_is_reset_by_the_deadline_and_not_all_at_once() {
     isolated(|| {
         const COUNT: usize = 60;
-        let mut world = World::new("shutdown: { deadline: 5s }\n");
+        let mut world = World::new("shutdown: { deadline: 15s }\n");
         let server = Door::open(&world.lab.server, PORT);
         let application = Door::open(&world.lab.adit, PORT);
         let mut pairs: Vec<Pair> = (0..COUNT / 2).map(|_| world.outbound(&server, PORT)).collect();
@@ -107,7 +110,7 @@ fn what_is_left_is_reset_by_the_deadline_and_not_all_at_once() {
             pair.client.set_nonblocking(true).expect("non-blocking");
         }
         let mut ends: Vec<Option<Duration>> = vec![None; COUNT];
-        until(Duration::from_secs(6) + SLACK, "all to be reset", || {
+        until(Duration::from_secs(16) + SLACK, "all to be reset", || {
             for (pair, end) in pairs.iter_mut().zip(&mut ends).filter(|(_, end)| end.is_none()) {
                 match pair.client.read(&mut [0]) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -119,15 +122,15 @@ fn what_is_left_is_reset_by_the_deadline_and_not_all_at_once() {
         });
         let line = exit_line(&mut world, SLACK);
         assert!(line.contains(&format!("connections={COUNT} cut={COUNT}")), "{line}");
-        assert!(start.elapsed() <= Duration::from_secs(6) + SLACK, "{:?}", start.elapsed());
+        assert!(start.elapsed() <= Duration::from_secs(16) + SLACK, "{:?}", start.elapsed());
 
         let mut ends: Vec<Duration> = ends.into_iter().flatten().collect();
         ends.sort();
         let (first, last) = (ends[0], ends[COUNT - 1]);
-        // The last fifth of the time.
-        assert!(first >= Duration::from_millis(3900), "{first:?}");
+        // The last fifth of the time, three seconds. A machine that stands still for one of them sees a third at once.
+        assert!(first >= Duration::from_millis(11_900), "{first:?}");
         assert!(last - first >= Duration::from_millis(500), "{first:?} to {last:?}");
-        // Evenly, they are six in a tenth of the window.
+        // Evenly, they are two in a tenth of a second.
         let most = ends
             .iter()
             .map(|from| ends.iter().filter(|end| **end >= *from && **end < *from + Duration::from_millis(100)).count());

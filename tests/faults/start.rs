@@ -121,7 +121,7 @@ fn a_worker_that_stops_turning_fails_liveness_until_it_turns_again() {
         let worker = thread_named(world.pid(), "adit-data-1");
         trace::stop(worker);
         // Ten seconds, a beat and what the machine takes.
-        until(Duration::from_secs(20), "liveness to fail", || {
+        until(Duration::from_secs(30), "liveness to fail", || {
             let (status, body) = live();
             (status == 503 && body.contains("\"worker 1\"") && !body.contains("\"worker 0\"")).then_some(())
         });

@@ -42,7 +42,7 @@ fn other_protocols_get_no_answer_and_a_prompt_end() {
             let _ = client.write_all(garbage);
             assert!(rest(&mut client).is_none_or(|answer| answer.is_empty()), "{:?}", garbage.first());
             // Well before the door would have given up waiting for a request.
-            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
         }
         // After a good greeting, too.
         for request in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[4, 1, 0, 1]] {
@@ -74,7 +74,7 @@ fn silence_ends_after_ten_seconds() {
             .map(|begun| {
                 let mut client = knock(&lab.adit);
                 client.write_all(begun).expect("write");
-                client.set_read_timeout(Some(Duration::from_secs(20))).expect("SO_RCVTIMEO");
+                client.set_read_timeout(Some(Duration::from_secs(30))).expect("SO_RCVTIMEO");
                 client
             })
             .collect();
@@ -83,7 +83,7 @@ fn silence_ends_after_ten_seconds() {
             let answer = rest(client).unwrap_or_default();
             assert!(answer.is_empty() || answer == [5, 0], "{begun:?}: {answer:?}");
             let took = start.elapsed();
-            assert!((9..15).contains(&took.as_secs()), "{begun:?}: {took:?}");
+            assert!((9..25).contains(&took.as_secs()), "{begun:?}: {took:?}");
         }
         adit.stop();
     });
@@ -124,7 +124,8 @@ fn giving_up_while_connecting() {
     isolated(|| {
         let lab = Lab::new();
         echo(&lab.server, 7000);
-        let mut adit = lab.adit(SETTINGS, "");
+        // Long enough that no attempt ends by itself.
+        let mut adit = lab.adit(&format!("{SETTINGS}connect: {{ timeout: 60s, deadline: 60s }}\n"), "");
         lab.server.black_hole("tcp dport 7000");
         let begin = || {
             let mut client = knock(&lab.adit);
@@ -136,7 +137,7 @@ fn giving_up_while_connecting() {
         until(LIMIT, "the attempt", || syn_sent(&lab).then_some(()));
         SockRef::from(&gone).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
         drop(gone);
-        until(Duration::from_secs(3), "the attempt to end", || (!syn_sent(&lab)).then_some(()));
+        until(LIMIT, "the attempt to end", || (!syn_sent(&lab)).then_some(()));
         adit.expect_log("downstream_gone");
 
         let mut client = begin();

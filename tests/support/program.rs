@@ -29,10 +29,10 @@ impl From<Output> for Done {
     }
 }
 
-/// Runs `program` in `host`, killed after 20 s (exit code 124 or 137).
+/// Runs `program` in `host`, killed after 60 s (exit code 124 or 137).
 pub fn run(host: &Host, program: &str, arguments: &[&str]) -> Done {
     let mut command = host.command("timeout");
-    command.args(["--kill-after=1", "20", program]).args(arguments);
+    command.args(["--kill-after=1", "60", program]).args(arguments);
     wait(&mut command)
 }
 
