@@ -178,7 +178,7 @@ fn the_metrics_name_the_service() {
         }
         let labels = ["destination_workload=\"server-1\"", "destination_service=\"echo.test.svc\""];
         check_metrics(&scene, &labels, 2.0);
-        assert_eq!(scene.metric("adit_connections_open", &[]), 0.0);
+        scene.wait_metric("adit_connections_open", &[], 0.0);
         scene.adit.stop();
     });
 }

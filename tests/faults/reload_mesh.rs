@@ -100,10 +100,10 @@ fn a_thousand_swaps_leave_the_connection_and_the_memory_alone() {
         let mut resident = 0;
         for swap in 1..=1000_usize {
             let which = swap % 2;
+            let before = (swap % 20 == 0).then(|| applied(&world));
             // A comment makes each content one of its own.
             folder.publish(&format!("# {swap}\n{}", mesh(PORTS[which])));
-            if swap % 20 == 0 {
-                let before = applied(&world);
+            if let Some(before) = before {
                 until(LIMIT, "the swap to be noticed", || (applied(&world) != before).then_some(()));
             } else {
                 let (status, report) = request(&world.lab.adit, 15000, "POST", "/reload").expect("an answer");
@@ -213,7 +213,9 @@ fn a_file_that_is_missing_at_the_start_is_waited_for() {
         let mut world = World { lab, adit };
         world.adit.wait_log("waiting for the mesh files");
         world.wait_not_ready("mesh");
-        assert!(world.readiness().1.contains("mesh.yaml"), "the blocker says what it waits for");
+        until(LIMIT, "the blocker to say what it waits for", || {
+            world.readiness().1.contains("mesh.yaml").then_some(())
+        });
         assert_eq!(request(&world.lab.adit, 15021, "GET", "/healthz/live").expect("an answer").0, 200);
         let doors = PORTS.map(|port| Door::open(&world.lab.server, port));
         // Bound, but not accepting: the handshake is the kernel's, and nothing follows.

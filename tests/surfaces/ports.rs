@@ -211,7 +211,10 @@ fn readiness_names_what_is_missing_and_drain_is_not_ready() {
         let missing = format!("{SETTINGS}mesh: {{ files: [later.yaml] }}\nshutdown: {{ deadline: 1h }}\n");
         let daemon = Adit::start(&lab.adit, &missing, "");
         let ready = "http://127.0.0.1:15021/healthz/ready";
-        until(LIMIT, "the readiness port", || get(&lab.adit, 15021, "/healthz/ready").map(drop));
+        // The port answers before the files have been looked for.
+        until(LIMIT, "what is missing", || {
+            get(&lab.adit, 15021, "/healthz/ready").filter(|answer| answer.contains("later.yaml")).map(drop)
+        });
         let answer = curl(&lab.adit, &[ready]);
         assert_eq!((answer.status, answer.content_type.as_str()), (503, "application/json"));
         let blockers = answer.json();
