@@ -25,8 +25,8 @@ use kit::door::Dial;
 use kit::{Door, Host, LIMIT, Lab, isolated, until};
 use program::{Done, need, run, shell, wait};
 
-/// The issue says one second; a debug build on a busy machine gets three.
-const READY_WITHIN: Duration = Duration::from_secs(3);
+/// The issue says one second; a debug build on a machine busy with other tests gets six.
+const READY_WITHIN: Duration = Duration::from_secs(6);
 
 /// User 65534 in a user namespace of its own: after `exec` it has no capability, not even there.
 const AS_NOBODY: [&str; 4] = ["--user", "--map-user=65534", "--map-group=65534", "--"];

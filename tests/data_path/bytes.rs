@@ -32,6 +32,8 @@ pub(crate) fn read_to_end(stream: &mut TcpStream) -> (Vec<u8>, End) {
             Ok(0) => return (bytes, End::Fin),
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return (bytes, End::Reset),
+            // A read with a time limit is not taken up again after the process has been stopped.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("after {} bytes: {error}", bytes.len()),
         }
     }

@@ -221,7 +221,7 @@ fn a_file_that_is_missing_at_the_start_is_waited_for() {
         // Bound, but not accepting: the handshake is the kernel's, and nothing follows.
         let mut client = Dial::default().connect(&world.lab.adit, SocketAddr::from(VIP)).expect("in the backlog");
         client.set_read_timeout(Some(Duration::from_secs(1))).expect("SO_RCVTIMEO");
-        assert_eq!(client.read(&mut [0]).expect_err("silence").kind(), ErrorKind::WouldBlock);
+        assert_eq!(client.read_exact(&mut [0]).expect_err("silence").kind(), ErrorKind::WouldBlock);
         assert!(doors.iter().all(Door::is_quiet));
         assert_eq!(world.json(&["status", "--json"])["connections"]["open"], 0);
 
