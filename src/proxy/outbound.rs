@@ -1,5 +1,7 @@
 //! The outbound door: connections of the local workload that the kernel has captured on their way out.
 
+use tokio::net::TcpStream;
+
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::own_sockets::Way;
 use crate::proxy::Opening;
@@ -19,15 +21,23 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     let Opening { worker, entry, settings, downstream, .. } = &*opening;
     // What comes from one of our own upstream sockets would be dialled again, and again.
     if is_own_socket(worker, entry.peer) {
-        return Err(CloseReason::LoopRefused.into());
+        return Err(looped(downstream));
     }
     let dst = original_dst(downstream, entry.peer, settings.capture)
         .map_err(|error| ConnectError { reason: CloseReason::NoOriginalDst, detail: Some(error) })?;
     if worker.is_own(dst.into()) {
-        return Err(CloseReason::LoopRefused.into());
+        return Err(looped(downstream));
     }
     let target = look_up(opening, dst)?;
     connect_to(opening, dst, &target).await
+}
+
+/// A client that was reset while it waited to be accepted has left its port to others, and an upstream connection of ours
+/// may have got it since: then its peer looks like ours, and conntrack has forgotten where it was going. It is just gone.
+fn looped(downstream: &TcpStream) -> ConnectError {
+    let error = downstream.take_error().ok().flatten();
+    let reason = if error.is_some() { CloseReason::DownstreamGone } else { CloseReason::LoopRefused };
+    ConnectError { reason, detail: error }
 }
 
 /// Without a mark the rules know adit's connections by its user, and may not know them at all: then a connection that is
