@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber,
+    SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -131,17 +131,17 @@ impl Authority {
 
     /// A revocation list with these serial numbers in it (as bytes), in PEM.
     pub fn revoke(&self, serials: &[Vec<u8>], now: SystemTime, lifetime: Duration) -> Result<String, AuthorityError> {
-        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let epoch = date_time_ymd(1970, 1, 1);
         let revoked = |serial: &Vec<u8>| RevokedCertParams {
             serial_number: SerialNumber::from_slice(serial),
-            revocation_time: now.into(),
+            revocation_time: epoch + since_epoch(now),
             reason_code: None,
             invalidity_date: None,
         };
         let params = CertificateRevocationListParams {
-            this_update: now.into(),
-            next_update: (now + lifetime).into(),
-            crl_number: SerialNumber::from(since_epoch),
+            this_update: epoch + since_epoch(now),
+            next_update: epoch + since_epoch(now + lifetime),
+            crl_number: SerialNumber::from(since_epoch(now).as_secs()),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
@@ -150,10 +150,15 @@ impl Authority {
     }
 }
 
+/// As the library's dates are made, without its library for dates.
+fn since_epoch(at: SystemTime) -> Duration {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 fn dated(now: SystemTime, lifetime: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.not_before = (now - BACKDATED).into();
-    params.not_after = (now + lifetime).into();
+    params.not_before = date_time_ymd(1970, 1, 1) + since_epoch(now - BACKDATED);
+    params.not_after = date_time_ymd(1970, 1, 1) + since_epoch(now + lifetime);
     params
 }
 
