@@ -59,7 +59,7 @@ enum Command {
     /// Run the daemon
     #[command(after_help = run::EXAMPLE)]
     Run(ConfigArgs),
-    /// Say everything that is wrong with the settings and the mesh files
+    /// Say everything that is wrong with the settings, the mesh files and the identity
     #[command(after_help = check::EXAMPLE)]
     Check(ConfigArgs),
     /// Run a small mesh on loopback to try things out; needs no privileges

@@ -10,13 +10,16 @@
 
 pub mod authority;
 pub mod certificate;
+pub mod check;
 pub mod credentials;
 pub mod crl;
 pub mod dev;
+pub mod failures;
 pub mod files;
 #[cfg(test)]
 mod fixture;
 mod handshake;
+pub mod peers;
 pub mod pem;
 pub mod plan;
 mod provider;
@@ -29,9 +32,11 @@ pub mod tls;
 pub mod verify;
 
 pub use credentials::{Credentials, CredentialsError, TrustBundle};
+pub use failures::{HandshakeFailures, Role};
+pub use peers::{PeerGuard, Peers};
 pub use rotation::{Rotation, Rotator};
 pub use source::Source;
 pub use spiffe::{SpiffeId, TrustDomain};
 pub use status::{IdentityMetrics, IdentityStatus};
-pub use tls::TlsGeneration;
-pub use verify::{PeerError, PeerIdentity};
+pub use tls::{TlsGeneration, Verdict};
+pub use verify::{PeerError, PeerIdentity, Usage};

@@ -17,7 +17,6 @@ fn main() -> ExitCode {
 
 /// The same loader as the daemon's.
 fn check_mesh(settings: &Settings) -> Result<MeshSummary, Problems> {
-    adit::identity::plan::plan(settings)?;
     let summary = adit::mesh::check(settings.mesh.files.clone())?;
     Ok(MeshSummary { files: summary.files, workloads: summary.workloads, services: summary.services })
 }

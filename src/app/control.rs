@@ -15,7 +15,7 @@ use crate::admin::api::{
 };
 use crate::app::doors::Doors;
 use crate::app::reload::{ReloadStatus, Request};
-use crate::identity::IdentityStatus;
+use crate::identity::Rotation;
 use crate::lifecycle::{Blocker, Phase};
 use crate::mesh::MeshStatus;
 use crate::proxy::worker::{Command, STUCK_AFTER, Shared};
@@ -34,7 +34,7 @@ pub(super) struct Controller {
     reloads: mpsc::Sender<Request>,
     drains: mpsc::Sender<()>,
     addresses: Vec<(Door, String)>,
-    identity: Option<watch::Receiver<Arc<IdentityStatus>>>,
+    identity: Option<Rotation>,
 }
 
 impl Controller {
@@ -52,7 +52,7 @@ impl Controller {
 
     /// What there is to see of the identity.
     #[must_use]
-    pub(super) fn with_identity(mut self, identity: Option<watch::Receiver<Arc<IdentityStatus>>>) -> Self {
+    pub(super) fn with_identity(mut self, identity: Option<Rotation>) -> Self {
         self.identity = identity;
         self
     }
@@ -149,9 +149,11 @@ impl Control for Controller {
     }
 
     fn certs(&self) -> Reply<'_, serde_json::Value> {
-        let status = self.identity.as_ref().map(|identity| Arc::clone(&identity.borrow()));
-        let document = match status {
-            Some(status) => status.to_json(SystemTime::now()),
+        let document = match &self.identity {
+            Some(identity) => {
+                let status = Arc::clone(&identity.status.borrow());
+                status.to_json(SystemTime::now(), &identity.peers)
+            }
             None => json!({ "source": "none" }),
         };
         Box::pin(async { document })

@@ -26,7 +26,7 @@ use crate::config::{Settings, Sources};
 use crate::identity::plan::{self, Plan};
 use crate::identity::rotation::Terms;
 use crate::identity::tls::system_clock;
-use crate::identity::{IdentityMetrics, Rotation, Rotator};
+use crate::identity::{Rotation, Rotator};
 use crate::lifecycle::{Lifecycle, Phase, Readiness};
 use crate::mesh::{Initial, MeshStatus};
 use crate::net::descriptors::{self, Budget};
@@ -123,7 +123,7 @@ impl Daemon {
         };
         let (rotator, rotation) = Rotator::new(source, terms);
         if let Some(metrics) = Arc::get_mut(&mut self.metrics) {
-            metrics.register(Box::new(IdentityMetrics(rotation.status.clone())));
+            metrics.register(Box::new(rotation.metrics()));
         }
         self.identity = Some((rotator, rotation));
         self
@@ -168,7 +168,7 @@ impl Daemon {
         let (drains, drain_requests) = mpsc::channel(1);
         let controller =
             Controller::new(Arc::clone(&shared), mesh_status.clone(), reload_status, reloads.clone(), drains, &doors)
-                .with_identity(rotation.map(|rotation| rotation.status));
+                .with_identity(rotation);
         self.start_http(&mut doors, &settings, controller);
         if demo {
             demo::start(shared.lifecycle.clone())?;

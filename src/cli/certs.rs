@@ -1,5 +1,6 @@
-//! `adit certs`: makes and examines certificates, without a running daemon.
+//! `adit certs`: shows the identity of a running daemon; makes and examines certificates without one.
 //!
+//! Bare and as `show` it asks the daemon (`client::certs`).
 //! `issue` is for tests and small meshes. It writes new files only, keys with mode 0600, and overwrites nothing.
 //! `verify` checks what the daemon's files source would, by the same code.
 
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::client::certs::ShowArgs;
 use super::{Exit, Output};
 use crate::identity::authority::{Authority, Issued};
 use crate::identity::certificate::CertificateFacts;
@@ -21,6 +23,7 @@ use crate::identity::status::{certificate_json, credentials_json};
 use crate::identity::{Credentials, SpiffeId, TrustBundle, pem};
 
 const EXAMPLE: &str = "Example:
+  adit certs
   adit certs issue root --name mesh-a --out a
   adit certs issue leaf --ca a --id spiffe://cluster.local/ns/default/sa/web --out web
   adit certs verify --cert web.crt --key web.key --roots a.crt
@@ -32,16 +35,28 @@ A root rotation, a to b (each step once every adit has taken the one before):
   adit certs issue leaf --ca b --id ... --out web-b         # 2. leaves move to b
   adit certs issue bundle b.crt --out only-b.crt            # 3. nobody trusts a";
 
-/// Make and examine certificates; needs no running daemon
+const SHOW_EXAMPLE: &str =
+    "A root that neither the own certificate nor a live peer of any adit needs can go from the trust bundles.
+
+Example:
+  adit certs show
+  adit certs show --json | jq '.roots[] | [.subject, .livePeers]'";
+
+/// Show a running daemon's identity; make and examine certificates
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLE)]
+#[command(after_help = EXAMPLE, args_conflicts_with_subcommands = true)]
 pub(super) struct CertsArgs {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    show: ShowArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show who a running daemon is, whom it trusts, and what each root is needed for [without a command: this]
+    #[command(after_help = SHOW_EXAMPLE)]
+    Show(ShowArgs),
     /// Make certificates, for tests and small meshes
     #[command(subcommand, after_help = EXAMPLE)]
     Issue(Issue),
@@ -142,9 +157,11 @@ impl CertsArgs {
     pub(super) fn run(self, output: &mut Output<'_>) -> Exit {
         let now = SystemTime::now();
         let done = match self.command {
-            Command::Issue(issue) => issue.run(now),
-            Command::Inspect(inspect) => inspect.run(now),
-            Command::Verify(verify) => verify.run(now),
+            None => return self.show.run(output),
+            Some(Command::Show(show)) => return show.run(output),
+            Some(Command::Issue(issue)) => issue.run(now),
+            Some(Command::Inspect(inspect)) => inspect.run(now),
+            Some(Command::Verify(verify)) => verify.run(now),
         };
         match done {
             Ok(text) => output.data(text.trim_end()),

@@ -1,9 +1,12 @@
 //! `adit check`: loads what `run` would, with the same loaders, and says everything that is wrong.
 //!
-//! The mesh files are looked at even if the settings are wrong, as far as the settings say where they are.
+//! The mesh files and those of the identity are looked at even if the settings are wrong, as far as the settings say where they are.
+
+use std::time::SystemTime;
 
 use super::{Daemon, Exit, Output};
 use crate::config::{self, Sources};
+use crate::identity;
 
 pub(super) const EXAMPLE: &str =
     "Exit codes: 0 all is well, 78 something is wrong; each problem is one line with its place and a hint.
@@ -21,11 +24,20 @@ pub struct MeshSummary {
 
 pub(super) fn execute(sources: &Sources, daemon: Daemon, output: &mut Output<'_>) -> Exit {
     let (settings, mut problems) = config::inspect(sources);
+    let checked = identity::check::check(&settings, SystemTime::now()).map_err(|wrong| problems.extend(wrong));
     let mesh = (daemon.check_mesh)(&settings).map_err(|wrong| problems.extend(wrong));
+    let checked = checked.unwrap_or_default();
+    checked.warnings.iter().for_each(|warning| output.warning(warning));
     match mesh {
-        Ok(mesh) if problems.is_empty() => output.data(format_args!("ok: {}", summary(sources, mesh))),
+        Ok(mesh) if problems.is_empty() => {
+            output.data(format_args!("ok: {}{}", summary(sources, mesh), who(&checked.about)))
+        }
         _ => output.problems(&problems),
     }
+}
+
+fn who(about: &str) -> String {
+    if about.is_empty() { String::new() } else { format!(", identity {about}") }
 }
 
 fn summary(sources: &Sources, mesh: MeshSummary) -> String {

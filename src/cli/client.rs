@@ -1,9 +1,11 @@
-//! Commands that talk to a running daemon: `status`, `connections`, `reload`, `drain` and `healthcheck`.
+//! Commands that talk to a running daemon: `status`, `connections`, `certs`, `reload`, `drain` and
+//! `healthcheck`.
 //!
 //! Each is one request to the daemon's admin (or readiness) port with a deadline over all. Data goes to stdout; an error is
 //! one line and a hint on stderr. Exit code 0 is success, 1 anything else. What the daemon sends is shown with control
 //! characters escaped.
 
+pub mod certs;
 pub mod connections;
 pub mod drain;
 pub mod healthcheck;

@@ -35,6 +35,11 @@ impl Output<'_> {
         let _nobody_to_tell = writeln!(self.messages, "error: {message}{hint}");
     }
 
+    /// Writes one line about what is allowed and not good.
+    pub fn warning(&mut self, message: impl Display) {
+        let _nobody_to_tell = writeln!(self.messages, "warning: {message}");
+    }
+
     /// Writes every problem, and how many there are.
     pub fn problems(&mut self, problems: &Problems) -> Exit {
         let (count, plural) = (problems.len(), if problems.len() == 1 { "" } else { "s" });

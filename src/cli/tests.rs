@@ -146,6 +146,36 @@ fn check_says_what_it_checked() {
 }
 
 #[test]
+fn check_reads_the_files_of_the_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Sources { working_dir: folder.path().to_owned(), ..Sources::default() };
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (a, web) = (at("a"), at("web"));
+    assert_eq!(plain(&["certs", "issue", "root", "--out", &a]).0, 0);
+    let id = "spiffe://cluster.local/ns/default/sa/default";
+    assert_eq!(plain(&["certs", "issue", "leaf", "--ca", &a, "--id", id, "--out", &web]).0, 0);
+    let files = "identity: { source: files, files: { cert: web.crt, key: web.key, roots: [a.crt] } }\n";
+    std::fs::write(folder.path().join("adit.yaml"), files).unwrap();
+    let check = || adit(&["check", "--config", "adit.yaml"], &process);
+    let (code, data, messages) = check();
+    let identity = format!(", identity {id} until ");
+    assert!(code == 0 && data.contains(&identity) && messages.is_empty(), "{data}{messages}");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(at("web.key"), open).unwrap();
+    let (code, data, messages) = check();
+    assert!(code == 0 && data.starts_with("ok: ") && messages.starts_with("warning: others can read"), "{messages}");
+    std::fs::write(at("web.crt"), "").unwrap();
+    std::fs::remove_file(at("a.crt")).unwrap();
+    let (code, data, messages) = check();
+    assert_eq!((code, data.as_str()), (78, ""), "{messages}");
+    for words in ["web.crt: identity.files.cert: there is no certificate", "a.crt: identity.files.roots: it cannot be"]
+    {
+        assert!(messages.contains(words), "{messages}");
+    }
+    assert!(messages.ends_with("error: 2 problems\n"), "{messages}");
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_error() {
     struct Broken(std::io::ErrorKind);
     impl std::io::Write for Broken {

@@ -72,20 +72,22 @@ impl CertificateFacts {
                 _ => {}
             }
         }
-        let validity = certificate.validity();
         Ok(Self {
             serial: hex(certificate.raw_serial()).into(),
             serial_bytes: certificate.raw_serial().to_vec(),
             subject: certificate.subject().to_string().into(),
             issuer: certificate.issuer().to_string().into(),
-            validity: Validity {
-                not_before: time(validity.not_before.timestamp()),
-                not_after: time(validity.not_after.timestamp()),
-            },
+            validity: Validity::of(&certificate),
             is_ca,
             fingerprint: hex(&Sha256::digest(der)).into(),
             uris,
         })
+    }
+
+    /// Only the dates, for less work.
+    pub(super) fn validity_of(der: &CertificateDer<'_>) -> Option<Validity> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        Some(Validity::of(&certificate))
     }
 
     /// As a revocation list names it.
@@ -105,6 +107,11 @@ impl CertificateFacts {
 }
 
 impl Validity {
+    fn of(certificate: &X509Certificate<'_>) -> Self {
+        let validity = certificate.validity();
+        Self { not_before: time(validity.not_before.timestamp()), not_after: time(validity.not_after.timestamp()) }
+    }
+
     #[must_use]
     pub fn holds(&self, now: SystemTime) -> bool {
         self.not_before <= now && now <= self.not_after

@@ -14,18 +14,25 @@ use std::time::SystemTime;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use sha2::{Digest as _, Sha256};
 
 use crate::identity::certificate::{CertificateFacts, LeafError, hex};
 use crate::identity::crl::RevocationSet;
 use crate::identity::pem::PemError;
 use crate::identity::spiffe::SpiffeId;
-use crate::identity::verify::{self, PeerError, Usage};
+use crate::identity::verify::{self, Look, PeerError, Usage};
 use crate::telemetry::text::Rfc3339;
 
 /// One root of a bundle.
 pub type Root = Arc<CertificateFacts>;
+
+/// A root, and what chains are verified with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KnownRoot {
+    pub(super) root: Root,
+    pub(super) anchor: TrustAnchor<'static>,
+}
 
 /// Whom to trust: at least one root, and what has been revoked.
 #[derive(Debug)]
@@ -34,6 +41,7 @@ pub struct TrustBundle {
     /// Beside `anchors`.
     roots: Vec<Root>,
     pub revoked: Arc<RevocationSet>,
+    digest: String,
 }
 
 /// Who we are and whom we trust.
@@ -79,6 +87,20 @@ pub enum CredentialsError {
 }
 
 impl CredentialsError {
+    /// Whether both say the same, if perhaps at another time.
+    #[must_use]
+    pub fn repeats(&self, earlier: &Self) -> bool {
+        match (self, earlier) {
+            (Self::Dates { id, words, .. }, Self::Dates { id: same_id, words: same_words, .. }) => {
+                id == same_id && words == same_words
+            }
+            (Self::Chain { id, error }, Self::Chain { id: same_id, error: same }) => {
+                id == same_id && error.reason() == same.reason()
+            }
+            _ => self == earlier,
+        }
+    }
+
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -100,7 +122,7 @@ impl TrustBundle {
         roots: impl IntoIterator<Item = &'a CertificateDer<'static>>,
         revoked: Arc<RevocationSet>,
     ) -> Result<Self, CredentialsError> {
-        let mut bundle = Self { anchors: Vec::new(), roots: Vec::new(), revoked };
+        let mut bundle = Self { anchors: Vec::new(), roots: Vec::new(), revoked, digest: String::new() };
         for (index, der) in roots.into_iter().enumerate() {
             let bad = |why| CredentialsError::BadRoot { index: index + 1, why };
             let facts = CertificateFacts::of(der).map_err(|_detail| bad("it is malformed"))?;
@@ -114,7 +136,31 @@ impl TrustBundle {
             bundle.anchors.push(anchor.to_owned());
             bundle.roots.push(Arc::new(facts));
         }
-        if bundle.roots.is_empty() { Err(CredentialsError::NoRoots) } else { Ok(bundle) }
+        if bundle.roots.is_empty() { Err(CredentialsError::NoRoots) } else { Ok(bundle.digested()) }
+    }
+
+    /// Of roots that were in other bundles.
+    pub(super) fn of_known(roots: Vec<KnownRoot>, revoked: Arc<RevocationSet>) -> Self {
+        let (roots, anchors) = roots.into_iter().map(|known| (known.root, known.anchor)).unzip();
+        Self { anchors, roots, revoked, digest: String::new() }.digested()
+    }
+
+    fn digested(mut self) -> Self {
+        let roots = self.roots.iter().map(|root| &*root.fingerprint).collect::<Vec<_>>();
+        self.digest = format!("{} {}", roots.join(" "), self.revoked.digest());
+        self
+    }
+
+    /// The roots, in a form that another bundle can be made of.
+    pub(super) fn known(&self) -> impl Iterator<Item = KnownRoot> {
+        let both = self.roots.iter().zip(&self.anchors);
+        both.map(|(root, anchor)| KnownRoot { root: Arc::clone(root), anchor: anchor.clone() })
+    }
+
+    /// With one root of another bundle more.
+    fn and_root_of(&self, other: &Self, root: &Root) -> Self {
+        let more = other.known().filter(|known| known.root == *root);
+        Self::of_known(self.known().chain(more).collect(), Arc::clone(&self.revoked))
     }
 
     #[must_use]
@@ -122,14 +168,18 @@ impl TrustBundle {
         &self.roots
     }
 
-    fn digest(&self) -> String {
-        let roots = self.roots.iter().map(|root| &*root.fingerprint).collect::<Vec<_>>();
-        format!("{} {}", roots.join(" "), self.revoked.digest())
+    /// Equal digests, equal bundles.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 }
 
 impl Credentials {
     /// Checks everything; `now` is an argument.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: &PrivateKeyDer<'static>,
@@ -137,41 +187,63 @@ impl Credentials {
         expected: &SpiffeId,
         now: SystemTime,
     ) -> Result<Self, CredentialsError> {
-        let facts = chain
-            .iter()
-            .enumerate()
-            .map(|(index, der)| {
-                CertificateFacts::of(der).map_err(|_same| CredentialsError::Malformed { index: index + 1 })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let (leaf, rest) = chain.split_first().ok_or(CredentialsError::NoCertificate)?;
-        let leaf_facts = facts.first().ok_or(CredentialsError::NoCertificate)?;
-        let signer = any_supported_type(key).map_err(|_detail| CredentialsError::UnsupportedKey)?;
-        let certified = CertifiedKey::new(chain.clone(), signer);
-        certified.keys_match().map_err(|_detail| CredentialsError::KeyMismatch)?;
-        let id = leaf_facts.spiffe_id()?;
-        if id != *expected {
-            return Err(CredentialsError::WrongIdentity { found: id, expected: expected.clone() });
+        Self::examine(chain, key, bundle, expected, now)
+            .map_err(|wrong| wrong.into_iter().next().unwrap_or(CredentialsError::NoCertificate))
+    }
+
+    /// As [`Self::new`], but says everything that is wrong.
+    ///
+    /// # Errors
+    /// At least one.
+    pub fn examine(
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'static>,
+        bundle: Arc<TrustBundle>,
+        expected: &SpiffeId,
+        now: SystemTime,
+    ) -> Result<Self, Vec<CredentialsError>> {
+        let Pair { certified, chain, id, mut wrong } = Pair::new(chain, key, expected, now).map_err(|it| vec![it])?;
+        let dates_wrong = wrong.iter().any(|it| matches!(it, CredentialsError::Dates { .. }));
+        match own_chain(&certified.cert, &bundle, verify::unix(now), Look::OWN) {
+            Ok(root) if wrong.is_empty() => {
+                return Ok(Self::of(id, Arc::new(certified), chain, root, bundle, verify::unix(now)));
+            }
+            Ok(_) => {}
+            // The dates of the leaf have said that already.
+            Err(PeerError::Expired { .. } | PeerError::NotYetValid { .. }) if dates_wrong => {}
+            Err(error) => wrong.push(CredentialsError::Chain { id, error }),
         }
-        if !leaf_facts.validity.holds(now) {
-            let words = leaf_facts.validity.words();
-            return Err(CredentialsError::Dates { id, words, now: Rfc3339(now).to_string() });
-        }
-        let at = verify::unix(now);
-        let mut revoked = false;
-        let mut root = None;
-        // As either side of a connection: a leaf that is good for one only would fail half of them.
-        for usage in [Usage::Client, Usage::Server] {
-            let plain = verify::chain_to_root(&bundle, leaf, rest, at, usage, false);
-            root = Some(plain.map_err(|error| CredentialsError::Chain { id: id.clone(), error })?);
-            revoked |= verify::chain_to_root(&bundle, leaf, rest, at, usage, true).is_err();
-        }
-        let root = root.ok_or(CredentialsError::NoCertificate)?;
+        Err(wrong)
+    }
+
+    /// The same key and certificate with another bundle, for when no other certificate can be had. Dates play no part:
+    /// what has expired is checked at use. True: the bundle has no root for the own chain, so the root that it had
+    /// stays, beside the new ones.
+    #[must_use]
+    pub fn with_bundle(&self, bundle: &Arc<TrustBundle>, now: SystemTime) -> (Self, bool) {
+        let chain = &self.key.cert;
+        let at = verify::while_valid(chain, now).unwrap_or_else(|| verify::unix(now));
+        let (root, bundle, orphan) = match own_chain(chain, bundle, at, Look::BARE) {
+            Ok(root) => (root, Arc::clone(bundle), false),
+            Err(_orphan) => (Arc::clone(&self.root), Arc::new(bundle.and_root_of(&self.bundle, &self.root)), true),
+        };
+        (Self::of(self.id.clone(), Arc::clone(&self.key), self.chain.clone(), root, bundle, at), orphan)
+    }
+
+    fn of(
+        id: SpiffeId,
+        key: Arc<CertifiedKey>,
+        chain: Vec<CertificateFacts>,
+        root: Root,
+        bundle: Arc<TrustBundle>,
+        at: UnixTime,
+    ) -> Self {
+        let revoked = own_chain(&key.cert, &bundle, at, Look::AGAIN).is_err();
         let mut digest = Sha256::new();
-        chain.iter().for_each(|der| digest.update(der));
+        key.cert.iter().for_each(|der| digest.update(der));
         digest.update(bundle.digest());
         let digest = hex(&digest.finalize());
-        Ok(Self { id, key: Arc::new(certified), chain: facts, root, bundle, revoked, digest })
+        Self { id, key, chain, root, bundle, revoked, digest }
     }
 
     #[must_use]
@@ -225,6 +297,63 @@ impl Credentials {
     pub(super) fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.key)
     }
+}
+
+/// Key and chain, looked at by themselves.
+pub(super) struct Pair {
+    certified: CertifiedKey,
+    chain: Vec<CertificateFacts>,
+    /// As the certificate says, or what was expected if it says none.
+    id: SpiffeId,
+    /// Everything that is wrong with them.
+    pub(super) wrong: Vec<CredentialsError>,
+}
+
+impl Pair {
+    /// # Errors
+    /// What keeps from looking at all.
+    pub(super) fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'static>,
+        expected: &SpiffeId,
+        now: SystemTime,
+    ) -> Result<Self, CredentialsError> {
+        let facts = chain.iter().enumerate().map(|(index, der)| {
+            CertificateFacts::of(der).map_err(|_same| CredentialsError::Malformed { index: index + 1 })
+        });
+        let facts = facts.collect::<Result<Vec<_>, _>>()?;
+        let leaf = facts.first().ok_or(CredentialsError::NoCertificate)?;
+        let signer = any_supported_type(key).map_err(|_detail| CredentialsError::UnsupportedKey)?;
+        let certified = CertifiedKey::new(chain, signer);
+        let mut wrong = Vec::new();
+        if certified.keys_match().is_err() {
+            wrong.push(CredentialsError::KeyMismatch);
+        }
+        let id = match leaf.spiffe_id() {
+            Ok(id) => id,
+            Err(error) => {
+                wrong.push(error.into());
+                expected.clone()
+            }
+        };
+        if id != *expected {
+            wrong.push(CredentialsError::WrongIdentity { found: id.clone(), expected: expected.clone() });
+        }
+        if !leaf.validity.holds(now) {
+            let (id, words) = (id.clone(), leaf.validity.words());
+            wrong.push(CredentialsError::Dates { id, words, now: Rfc3339(now).to_string() });
+        }
+        Ok(Self { certified, chain: facts, id, wrong })
+    }
+}
+
+/// Which root the own chain ends at, as either side of a connection: a leaf that is good for one only would fail half of
+/// them.
+fn own_chain(chain: &[CertificateDer<'_>], bundle: &TrustBundle, at: UnixTime, look: Look) -> Result<Root, PeerError> {
+    let (leaf, rest) = chain.split_first().ok_or(PeerError::Malformed)?;
+    let root = |usage| verify::chain_to_root(bundle, leaf, rest, at, usage, look);
+    root(Usage::Client)?;
+    root(Usage::Server)
 }
 
 impl fmt::Debug for Credentials {

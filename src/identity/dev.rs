@@ -17,7 +17,7 @@ use rustls_pki_types::pem::PemObject as _;
 
 use crate::identity::authority::{Authority, AuthorityError};
 use crate::identity::credentials::{Credentials, CredentialsError, TrustBundle};
-use crate::identity::source::{Fetched, Pending, Source};
+use crate::identity::source::{FetchError, Fetched, Pending, Source};
 use crate::identity::spiffe::SpiffeId;
 
 pub(super) const NAME: &str = "dev";
@@ -56,24 +56,35 @@ impl Source for DevSource {
         Box::pin(std::future::pending())
     }
 
-    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, CredentialsError>> {
+    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, FetchError>> {
         let (folder, id) = (self.folder.clone(), self.id.clone());
         Box::pin(async move {
             let issued = tokio::task::spawn_blocking(move || issue(&folder, &id, now)).await;
-            let credentials = issued.map_err(|error| CredentialsError::Authority(error.to_string()))??;
-            Ok(Fetched { credentials, faults: Vec::new() })
+            issued.map_err(|error| CredentialsError::Authority(error.to_string()))?
         })
     }
 }
 
-fn issue(folder: &Path, id: &SpiffeId, now: SystemTime) -> Result<Credentials, CredentialsError> {
-    let failed = |error: AuthorityError| CredentialsError::Authority(error.to_string());
+fn issue(folder: &Path, id: &SpiffeId, now: SystemTime) -> Result<Fetched, FetchError> {
     let root = root(folder, now)?;
+    let bundle = Arc::new(TrustBundle::new([root.certificate()], Arc::default())?);
+    match leaf(&root, &bundle, id, now) {
+        Ok(credentials) => Ok(Fetched { credentials, faults: Vec::new() }),
+        Err(error) => Err(FetchError { error: Box::new(error), bundle: Some(bundle), faults: Vec::new() }),
+    }
+}
+
+fn leaf(
+    root: &Authority,
+    bundle: &Arc<TrustBundle>,
+    id: &SpiffeId,
+    now: SystemTime,
+) -> Result<Credentials, CredentialsError> {
+    let failed = |error: AuthorityError| CredentialsError::Authority(error.to_string());
     let leaf = root.issue(id, now, LEAF_LIFE).map_err(failed)?;
-    let bundle = TrustBundle::new([root.certificate()], Arc::default())?;
     let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes())
         .map_err(|_secret| CredentialsError::Authority("the new key cannot be read back".to_owned()))?;
-    Credentials::new(vec![leaf.certificate], &key, Arc::new(bundle), id, now)
+    Credentials::new(vec![leaf.certificate], &key, Arc::clone(bundle), id, now)
 }
 
 /// The root of `folder`, made if there is none; two that make it at a time get the same.
@@ -98,6 +109,15 @@ pub fn root(folder: &Path, now: SystemTime) -> Result<Authority, CredentialsErro
     let text = fs::read_to_string(&file).map_err(cannot(&file))?;
     Authority::from_pem(&text, &text)
         .map_err(|error| cannot(&file)(io::Error::other(format!("{error}: remove it to make a new root"))))
+}
+
+/// Whether [`root`] would do, without making anything.
+pub(super) fn look(folder: &Path, now: SystemTime) -> Result<(), CredentialsError> {
+    if folder.join(ROOT_FILE).exists() {
+        return root(folder, now).map(drop);
+    }
+    let fit = if folder.exists() { private_folder(folder) } else { Ok(()) };
+    fit.map_err(|error| CredentialsError::Unreadable { file: folder.to_owned(), error: error.to_string() })
 }
 
 /// Makes the folder, or checks that it is ours alone.

@@ -9,26 +9,29 @@
 //! pair does not fit together, so it is refused and the old stays until the other half has come.
 //!
 //! Fails closed: what is missing or unreadable at the start means no credentials, never an empty trust store and never
-//! revocation off. Later, bad revocation lists keep the ones in force, and the rest is taken: loud, and no outage.
+//! revocation off. Later, bad revocation lists keep the ones in force, and the rest is taken: loud, and no outage. Good
+//! lists and roots are handed on even if key and certificate are bad, or the roots are: no revocation waits for that.
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use rustls_pki_types::CertificateDer;
 use tokio::time::{Instant, sleep};
 
 use crate::files::{self, Bounds, ContentHash, Effort, FileSet, Pace, Scan, Wakeups, WatchMode};
 use crate::identity::certificate::CertificateFacts;
 use crate::identity::credentials::{Credentials, CredentialsError, TrustBundle};
-use crate::identity::crl::RevocationSet;
+use crate::identity::crl::{ListFacts, RevocationSet};
 use crate::identity::pem::{self, PemFault};
-use crate::identity::source::{Fault, Fetched, Pending, Source};
+use crate::identity::source::{Fault, FetchError, Fetched, Pending, Source};
 use crate::identity::spiffe::SpiffeId;
 
 const NAME: &str = "files";
-const BOUNDS: Bounds = Bounds { file_bytes: 16 << 20, total_bytes: 64 << 20, files: 256 };
+pub(super) const BOUNDS: Bounds = Bounds { file_bytes: 16 << 20, total_bytes: 64 << 20, files: 256 };
 /// How often a look starts over when links move under it.
 const ATTEMPTS: usize = 5;
 
@@ -57,6 +60,8 @@ struct Reader {
     decided: Option<ContentHash>,
     /// The last good lists.
     revoked: Option<Arc<RevocationSet>>,
+    /// The last good roots.
+    roots: Option<Vec<CertificateDer<'static>>>,
 }
 
 impl std::fmt::Debug for FilesSource {
@@ -70,7 +75,7 @@ impl FilesSource {
     pub fn new(places: Places, id: SpiffeId, pace: Pace, mode: WatchMode) -> Self {
         let all = [&places.cert, &places.key].into_iter().chain(&places.roots).chain(&places.crls).cloned().collect();
         let (files, wakeups) = files::watch(all, BOUNDS, pace, mode);
-        let reader = Reader { files, places, id, decided: None, revoked: None };
+        let reader = Reader { files, places, id, decided: None, revoked: None, roots: None };
         Self { wakeups, pace, reader: Arc::new(Mutex::new(reader)) }
     }
 
@@ -109,7 +114,7 @@ impl Source for FilesSource {
         })
     }
 
-    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, CredentialsError>> {
+    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let give_up = Instant::now() + self.pace.settle_max;
             let mut before = None;
@@ -149,14 +154,14 @@ impl Reader {
         self.files.sources().iter().map(link).collect()
     }
 
-    fn decide(&mut self, scan: &Scan, now: SystemTime) -> Result<Fetched, CredentialsError> {
+    fn decide(&mut self, scan: &Scan, now: SystemTime) -> Result<Fetched, FetchError> {
         self.decided = Some(scan.digest);
         let content = Content::of(scan);
-        let mut faults = Vec::new();
+        let mut faults: Vec<Fault> = open_to_others(&self.places.key).into_iter().collect();
         let revoked = match self.read_lists(&content, now) {
             Ok(revoked) => revoked,
             Err(error) => {
-                let Some(kept) = &self.revoked else { return Err(error) };
+                let Some(kept) = &self.revoked else { return Err(error.into()) };
                 faults.push(Fault { reason: "crl", message: format!("{error}; the revocation lists in force stay") });
                 Arc::clone(kept)
             }
@@ -167,21 +172,51 @@ impl Reader {
         }
         // Kept even if the rest is bad: what has been revoked stays so at the next look.
         self.revoked = Some(Arc::clone(&revoked));
+        // Bad roots are an error, but no reason to wait with what is revoked: it is put beside the last good ones.
+        let (roots, bad_roots) = match (self.read_roots(&content), self.roots.take()) {
+            (Ok(roots), _) => (roots, None),
+            (Err(error), Some(kept)) => (kept, Some(error)),
+            (Err(error), None) => return Err(error.into()),
+        };
+        let bundle = TrustBundle::new(&roots, revoked).map(Arc::new);
+        self.roots = Some(roots);
+        let bundle = bundle?;
+        let credentials = match bad_roots {
+            Some(error) => Err(error),
+            None => self.read_own(&content, Arc::clone(&bundle), now),
+        };
+        match credentials {
+            Ok(credentials) => Ok(Fetched { credentials, faults }),
+            Err(error) => Err(FetchError { error: Box::new(error), bundle: Some(bundle), faults }),
+        }
+    }
+
+    /// The roots of all files, each fit to be trusted.
+    fn read_roots(&self, content: &Content) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
         let mut roots = Vec::new();
         for file in &self.places.roots {
             roots.extend(certificates(file, content.bytes(file)?)?);
         }
-        let bundle = TrustBundle::new(&roots, revoked)?;
+        TrustBundle::new(&roots, Arc::default())?;
+        Ok(roots)
+    }
+
+    fn read_own(
+        &self,
+        content: &Content,
+        bundle: Arc<TrustBundle>,
+        now: SystemTime,
+    ) -> Result<Credentials, CredentialsError> {
         let mut chain = certificates(&self.places.cert, content.bytes(&self.places.cert)?)?;
         // Peers have their own roots; sending ours is bytes for nothing.
+        let roots = self.roots.as_deref().unwrap_or_default();
         let mut index = 0;
         chain.retain(|certificate| {
             index += 1;
             index == 1 || !roots.contains(certificate)
         });
         let key = pem::private_key(&self.places.key, content.bytes(&self.places.key)?)?;
-        let credentials = Credentials::new(chain, &key, Arc::new(bundle), &self.id, now)?;
-        Ok(Fetched { credentials, faults })
+        Credentials::new(chain, &key, bundle, &self.id, now)
     }
 
     /// The lists of all files; those in force rather than ones that are older and expired.
@@ -189,17 +224,32 @@ impl Reader {
         let files = self.places.crls.iter().map(|file| Ok((file.as_path(), content.bytes(file)?)));
         let files = files.collect::<Result<Vec<_>, CredentialsError>>()?;
         let read = RevocationSet::read(files)?;
-        if let (Some(list), Some(kept)) = (read.expired(now).next(), &self.revoked)
-            && kept.digest() != read.digest()
-        {
+        let newer = |list: &&ListFacts| {
+            let known = self.revoked.iter().flat_map(|kept| &kept.facts);
+            known.into_iter().any(|kept| kept.issuer == list.issuer && kept.this_update > list.this_update)
+        };
+        if let Some(list) = read.expired(now).find(newer) {
             let file = self.places.crls.first().cloned().unwrap_or_default();
             return Err(CredentialsError::Unreadable {
                 file,
-                error: format!("the list of {} has expired", list.issuer),
+                error: format!("the list of {} has expired, and is older", list.issuer),
             });
         }
         Ok(Arc::new(read))
     }
+}
+
+/// A key that others than its owner can read; it is used all the same.
+pub(super) fn open_to_others(key: &Path) -> Option<Fault> {
+    let mode = fs::metadata(key).ok()?.mode() & 0o777;
+    let message = || {
+        format!(
+            "others can read the private key {} (its mode is {mode:04o}): chmod 600 it, or give a Kubernetes volume \
+             defaultMode 0400",
+            key.display()
+        )
+    };
+    (mode & 0o044 != 0).then(|| Fault { reason: "key_permissions", message: message() })
 }
 
 /// What was read, by path.
@@ -224,10 +274,7 @@ impl Content {
 }
 
 /// The certificates of a file, each known to be well-formed, so that the error names the block.
-pub fn certificates(
-    file: &Path,
-    bytes: &[u8],
-) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, CredentialsError> {
+pub fn certificates(file: &Path, bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
     let found = pem::certificates(file, bytes)?.into_iter().map(|(block, certificate)| {
         CertificateFacts::of(&certificate)
             .map(|_facts| certificate)

@@ -20,10 +20,10 @@ use sha2::{Digest as _, Sha256};
 use crate::identity::certificate::CertificateFacts;
 use crate::identity::credentials::TrustBundle;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
-use crate::identity::verify::{PeerError, PeerIdentity, Usage, algorithms, chain_to_root, unix};
+use crate::identity::verify::{Look, PeerError, PeerIdentity, Usage, algorithms, chain_to_root, unix};
 
 /// Certificates of peers that are remembered per generation.
-const REMEMBERED: usize = 4096;
+pub(super) const REMEMBERED: usize = 4096;
 
 /// The part that both directions share; one per generation.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Core {
         now: UnixTime,
         usage: Usage,
     ) -> Result<Arc<PeerIdentity>, PeerError> {
-        let root = chain_to_root(&self.bundle, leaf, intermediates, now, usage, true)?;
+        let root = chain_to_root(&self.bundle, leaf, intermediates, now, usage, Look::HANDSHAKE)?;
         let key = key(std::iter::once(leaf).chain(intermediates));
         if let Some(known) = self.known(key)
             && known.root == root
@@ -72,7 +72,7 @@ impl Core {
     }
 }
 
-fn key<'a, 'b: 'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'b>>) -> [u8; 32] {
+pub(super) fn key<'a, 'b: 'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'b>>) -> [u8; 32] {
     let mut hash = Sha256::new();
     for certificate in certificates {
         hash.update(certificate.len().to_be_bytes());
@@ -109,6 +109,33 @@ fn listed<T: fmt::Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// What both traits ask in the same words.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::General("TLS 1.2 is never negotiated".to_owned()))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &algorithms())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            algorithms().supported_schemes()
+        }
+    };
+}
+
 impl ClientCertVerifier for WorkloadVerifier {
     /// No hints: they would tell a stranger our roots, and workloads have one certificate.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -130,27 +157,7 @@ impl ClientCertVerifier for WorkloadVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is never negotiated".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        algorithms().supported_schemes()
-    }
+    signatures!();
 }
 
 impl ServerCertVerifier for TargetVerifier {
@@ -171,27 +178,7 @@ impl ServerCertVerifier for TargetVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is never negotiated".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        algorithms().supported_schemes()
-    }
+    signatures!();
 }
 
 /// What the peer of a refused handshake is told: the alert that fits.

@@ -66,11 +66,15 @@ pub fn source(settings: &Settings, id: &SpiffeId) -> Option<Box<dyn Source>> {
         IdentitySource::None => None,
         IdentitySource::Dev => Some(Box::new(DevSource::new(identity.dev.folder.clone(), id.clone()))),
         IdentitySource::Files => {
-            let files = identity.files.clone();
-            let places = Places { cert: files.cert, key: files.key, roots: files.roots, crls: files.crls };
-            Some(Box::new(FilesSource::new(places, id.clone(), Pace::default(), WatchMode::Events)))
+            Some(Box::new(FilesSource::new(places(settings), id.clone(), Pace::default(), WatchMode::Events)))
         }
     }
+}
+
+/// The files of the files source.
+pub(super) fn places(settings: &Settings) -> Places {
+    let files = settings.identity.files.clone();
+    Places { cert: files.cert, key: files.key, roots: files.roots, crls: files.crls }
 }
 
 #[cfg(test)]

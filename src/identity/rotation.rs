@@ -6,7 +6,9 @@
 //! ```
 //!
 //! In: a [`Source`], a clock, the accepted trust domains. Out: [`Rotation`]'s channels, and the readiness blocker
-//! `identity` while there is no certificate, or it has expired or is revoked. A failure never takes anything away.
+//! `identity` while there is no certificate, or it has expired or is revoked. A failure never takes anything away, nor
+//! does it hold up whom to trust: roots and revocations that come without a usable certificate are published with the
+//! old one.
 //! Renewal does not need the certificate that is to be renewed, so an outage longer than its life heals by itself.
 
 use std::sync::Arc;
@@ -15,11 +17,13 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::identity::credentials::{Credentials, CredentialsError};
+use crate::identity::credentials::{Credentials, CredentialsError, KnownRoot, TrustBundle};
+use crate::identity::failures::HandshakeFailures;
+use crate::identity::peers::Peers;
 use crate::identity::schedule::{back_off, renew_at};
-use crate::identity::source::{Fetched, Source};
+use crate::identity::source::{Fault, FetchError, Fetched, Source};
 use crate::identity::spiffe::TrustDomain;
-use crate::identity::status::{Failure, IdentityStatus, RetiredRoot};
+use crate::identity::status::{Failure, IdentityMetrics, IdentityStatus, RetiredRoot};
 use crate::identity::tls::{Clock, TlsGeneration};
 use crate::lifecycle::{Lifecycle, Phase, Readiness};
 
@@ -43,11 +47,34 @@ pub struct Rotation {
     pub status: watch::Receiver<Arc<IdentityStatus>>,
     /// Asks for fresh credentials.
     pub refresh: Arc<Notify>,
+    /// Who is connected, by root.
+    pub peers: Peers,
+    pub handshakes: Arc<HandshakeFailures>,
+    accepted: Arc<watch::Sender<Arc<[TrustDomain]>>>,
+}
+
+impl Rotation {
+    /// Accepts workloads of these trust domains from now on: a new generation, if they are others than before.
+    pub fn accept(&self, domains: Arc<[TrustDomain]>) {
+        self.accepted.send_if_modified(|known| {
+            *known != domains && {
+                *known = domains;
+                true
+            }
+        });
+    }
+
+    /// What a scrape shows of all this.
+    #[must_use]
+    pub fn metrics(&self) -> IdentityMetrics {
+        let (peers, handshakes) = (self.peers.clone(), Arc::clone(&self.handshakes));
+        IdentityMetrics { status: self.status.clone(), peers, handshakes }
+    }
 }
 
 /// What does not change while it runs.
 pub struct Terms {
-    /// Whose workloads may connect: the own trust domain and its aliases.
+    /// Whose workloads may connect: the own trust domain and its aliases. See [`Rotation::accept`].
     pub accepted: Arc<[TrustDomain]>,
     /// How long what lives on a removed root may go on.
     pub root_grace: Duration,
@@ -63,10 +90,14 @@ pub struct Rotator {
     tls: watch::Sender<Option<Arc<TlsGeneration>>>,
     status: watch::Sender<Arc<IdentityStatus>>,
     refresh: Arc<Notify>,
+    /// Whose workloads may connect, and who may change that: kept, so that it is never closed.
+    accepted: watch::Receiver<Arc<[TrustDomain]>>,
+    _acceptor: Arc<watch::Sender<Arc<[TrustDomain]>>>,
     /// When to ask for the next leaf, by the wall clock; nothing: when the source says so.
     renew_at: Option<SystemTime>,
     /// When to try again after a failure.
     retry_at: Option<Instant>,
+    last_error: Option<CredentialsError>,
     fetched_at: Option<Instant>,
     warned_at: Option<Instant>,
 }
@@ -81,6 +112,7 @@ enum Wake {
     Due,
     Changed,
     Asked,
+    Accepted,
     Tick,
 }
 
@@ -92,15 +124,27 @@ impl Rotator {
         let (tls, tls_reader) = watch::channel(None);
         let (status, status_reader) = watch::channel(Arc::new(status));
         let refresh = Arc::<Notify>::default();
-        let rotation = Rotation { tls: tls_reader, status: status_reader, refresh: Arc::clone(&refresh) };
+        let (acceptor, accepted) = watch::channel(Arc::clone(&terms.accepted));
+        let acceptor = Arc::new(acceptor);
+        let rotation = Rotation {
+            tls: tls_reader,
+            status: status_reader,
+            refresh: Arc::clone(&refresh),
+            peers: Peers::default(),
+            handshakes: Arc::default(),
+            accepted: Arc::clone(&acceptor),
+        };
         let rotator = Self {
             source,
             terms,
             tls,
             status,
             refresh,
+            accepted,
+            _acceptor: acceptor,
             renew_at: None,
             retry_at: Some(Instant::now()),
+            last_error: None,
             fetched_at: None,
             warned_at: None,
         };
@@ -123,12 +167,14 @@ impl Rotator {
             let wake = tokio::select! {
                 biased;
                 () = asked.notified() => Wake::Asked,
+                Ok(()) = self.accepted.changed() => Wake::Accepted,
                 () = self.source.changed() => Wake::Changed,
                 () = sleep(wait) => if self.is_due() { Wake::Due } else { Wake::Tick },
             };
             match wake {
                 Wake::Asked if self.fetched_at.is_some_and(|at| at.elapsed() < ASKED_APART) => {}
                 Wake::Asked | Wake::Changed | Wake::Due => self.fetch().await,
+                Wake::Accepted => self.accept(),
                 Wake::Tick => {}
             }
             self.look_around();
@@ -168,34 +214,73 @@ impl Rotator {
         let now = self.now();
         let fetched = match tokio::time::timeout(FETCH_WITHIN, self.source.fetch(now)).await {
             Ok(fetched) => fetched,
-            Err(_late) => Err(CredentialsError::Authority("no answer in time".to_owned())),
+            Err(_late) => Err(CredentialsError::Authority("no answer in time".to_owned()).into()),
         };
         match fetched {
             Ok(fetched) => self.take(fetched),
-            Err(error) => self.fail(&error),
+            Err(FetchError { error, bundle, faults }) => {
+                if let Some(bundle) = bundle {
+                    self.trust(&bundle, faults);
+                }
+                self.fail(&error);
+            }
         }
     }
 
     fn take(&mut self, Fetched { credentials, faults }: Fetched) {
         let before = Arc::clone(&self.status.borrow());
-        for fault in faults.iter().filter(|fault| !before.faults.contains(fault)) {
-            tracing::warn!(reason = fault.reason, "identity: {}", fault.message);
-        }
+        self.note(faults);
         let same = before.credentials.as_ref().is_some_and(|known| known.digest() == credentials.digest());
         if same {
             self.settle(&credentials);
-        } else if let Err(error) = self.publish(&before, credentials) {
+        } else if let Err(error) = self.publish(&before, Arc::new(credentials)) {
             return self.fail(&error);
         }
         self.retry_at = None;
+        self.last_error = None;
         self.tell(|status| {
-            for fault in faults.iter().filter(|fault| !status.faults.contains(fault)) {
-                *status.failed.entry(fault.reason).or_default() += 1;
-            }
-            status.faults = faults;
             status.failures = 0;
             status.last_failure = None;
         });
+    }
+
+    /// Whom to trust has come without a certificate that could be used: it is put in force with the old one.
+    fn trust(&mut self, bundle: &Arc<TrustBundle>, mut faults: Vec<Fault>) {
+        let before = Arc::clone(&self.status.borrow());
+        if let Some(old) = &before.credentials {
+            let (made, orphan) = old.with_bundle(bundle, self.now());
+            if orphan {
+                let root = &old.root().subject;
+                let message = format!("no new root has signed the certificate in force; its root {root} stays trusted");
+                faults.push(Fault { reason: "roots", message });
+            }
+            if made.digest() != old.digest()
+                && let Err(error) = self.publish(&before, Arc::new(made))
+            {
+                self.fail(&error);
+            }
+        }
+        self.note(faults);
+    }
+
+    /// New faults are told and counted once, for as long as they last.
+    fn note(&self, faults: Vec<Fault>) {
+        self.tell(|status| {
+            for fault in faults.iter().filter(|fault| !status.faults.contains(fault)) {
+                tracing::warn!(reason = fault.reason, "identity: {}", fault.message);
+                *status.failed.entry(fault.reason).or_default() += 1;
+            }
+            status.faults = faults;
+        });
+    }
+
+    /// Other trust domains are accepted from now on.
+    fn accept(&mut self) {
+        let before = Arc::clone(&self.status.borrow());
+        let Some(credentials) = &before.credentials else { return };
+        if let Err(error) = self.publish(&before, Arc::clone(credentials)) {
+            self.fail(&error);
+        }
     }
 
     fn settle(&mut self, credentials: &Credentials) {
@@ -203,12 +288,11 @@ impl Rotator {
         self.renew_at = self.source.issues().then(|| renew_at(validity, (self.terms.jitter)()));
     }
 
-    fn publish(&mut self, before: &IdentityStatus, credentials: Credentials) -> Result<(), CredentialsError> {
+    fn publish(&mut self, before: &IdentityStatus, credentials: Arc<Credentials>) -> Result<(), CredentialsError> {
         let now = self.now();
         let number = before.generation + 1;
         self.settle(&credentials);
-        let credentials = Arc::new(credentials);
-        let accepted = Arc::clone(&self.terms.accepted);
+        let accepted = Arc::clone(&self.accepted.borrow());
         let generation = TlsGeneration::new(number, Arc::clone(&credentials), accepted, &self.terms.clock)
             .map_err(|error| CredentialsError::Authority(error.to_string()))?;
         let leaf = credentials.leaf();
@@ -218,6 +302,7 @@ impl Rotator {
             "credentials published, {}", leaf.validity.words()
         );
         let retired = retired(before, &credentials, now, self.terms.root_grace);
+        let generation = generation.with_retired(retired.clone().into());
         // Before the status: whoever has heard of a generation can use it.
         self.tls.send_replace(Some(Arc::new(generation)));
         self.tell(|status| {
@@ -231,12 +316,8 @@ impl Rotator {
 
     fn fail(&mut self, error: &CredentialsError) {
         let now = self.now();
-        let (failures, repeated) = {
-            let status = self.status.borrow();
-            let message = error.to_string();
-            let same = status.last_failure.as_ref().is_some_and(|last| last.message == message);
-            (status.failures.saturating_add(1), same)
-        };
+        let failures = self.status.borrow().failures.saturating_add(1);
+        let repeated = self.last_error.replace(error.clone()).is_some_and(|last| error.repeats(&last));
         let wait = back_off(failures, (self.terms.jitter)());
         self.retry_at = Some(Instant::now() + wait);
         let reason = error.reason();
@@ -298,15 +379,17 @@ impl Rotator {
 /// Roots that were trusted and no longer are, with what is left of earlier ones.
 fn retired(before: &IdentityStatus, now_used: &Credentials, now: SystemTime, grace: Duration) -> Vec<RetiredRoot> {
     let trusted = now_used.bundle().roots();
-    let gone = before.credentials.iter().flat_map(|credentials| credentials.bundle().roots());
+    let gone = before.credentials.iter().flat_map(|credentials| credentials.bundle().known());
     // A grace that no clock can count is a century.
     let until = now.checked_add(grace).unwrap_or(now + CENTURY);
-    let gone = gone.map(|root| RetiredRoot { root: Arc::clone(root), until });
+    let gone = gone.map(|KnownRoot { root, anchor }| RetiredRoot { root, until, anchor });
     let mut retired: Vec<RetiredRoot> =
         before.retired.iter().cloned().chain(gone).filter(|retired| !trusted.contains(&retired.root)).collect();
     retired.retain(|retired| retired.until >= now);
     retired
 }
 
+#[cfg(test)]
+mod late;
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,10 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::identity::credentials::{Credentials, CredentialsError};
+use crate::identity::credentials::{Credentials, CredentialsError, TrustBundle};
 
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -15,6 +16,23 @@ pub struct Fetched {
     pub credentials: Credentials,
     /// What is wrong and did not stand in the way, such as a revocation list that has expired.
     pub faults: Vec<Fault>,
+}
+
+/// Why a source had nothing to give.
+#[derive(Debug)]
+pub struct FetchError {
+    pub error: Box<CredentialsError>,
+    /// Whom to trust, if that much is known: a revocation or a new root does not wait until the rest is mended. Whoever
+    /// asked puts it in force with the credentials that it has.
+    pub bundle: Option<Arc<TrustBundle>>,
+    /// What else is wrong.
+    pub faults: Vec<Fault>,
+}
+
+impl From<CredentialsError> for FetchError {
+    fn from(error: CredentialsError) -> Self {
+        Self { error: Box::new(error), bundle: None, faults: Vec::new() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,5 +59,5 @@ pub trait Source: Send {
     fn changed(&mut self) -> Pending<'_, ()>;
 
     /// Gets credentials; checks everything as of `now`.
-    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, CredentialsError>>;
+    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, FetchError>>;
 }

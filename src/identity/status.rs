@@ -7,11 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
+use rustls_pki_types::TrustAnchor;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::identity::certificate::CertificateFacts;
 use crate::identity::credentials::{Credentials, Root};
+use crate::identity::failures::HandshakeFailures;
+use crate::identity::peers::Peers;
 use crate::identity::source::Fault;
 use crate::telemetry::family;
 use crate::telemetry::text::Rfc3339;
@@ -21,6 +24,7 @@ use crate::telemetry::text::Rfc3339;
 pub struct RetiredRoot {
     pub root: Root,
     pub until: SystemTime,
+    pub(super) anchor: TrustAnchor<'static>,
 }
 
 /// The last failure to get credentials.
@@ -63,19 +67,54 @@ impl IdentityStatus {
         credentials.revoked().then(|| format!("the certificate of {} is revoked", credentials.id()))
     }
 
+    /// How many live peers hang on each root: those of the bundle, the retired ones, and any other that has some.
+    #[must_use]
+    pub fn live_peers(&self, peers: &Peers) -> Vec<(Root, u64)> {
+        let trusted = self.credentials.iter().flat_map(|credentials| credentials.bundle().roots());
+        let known = trusted.chain(self.retired.iter().map(|retired| &retired.root));
+        let mut live: Vec<(Root, u64)> = known.map(|root| (Arc::clone(root), 0)).collect();
+        for (root, count) in peers.counts() {
+            match live.iter_mut().find(|(known, _)| *known == root) {
+                Some((_, known)) => *known = count,
+                None => live.push((root, count)),
+            }
+        }
+        live
+    }
+
     /// The document of `GET /certs`.
     #[must_use]
-    pub fn to_json(&self, now: SystemTime) -> Value {
+    pub fn to_json(&self, now: SystemTime, peers: &Peers) -> Value {
+        let mut live = self.live_peers(peers);
+        let mut with_peers = |root: &Root, mut document: Value| {
+            let at = live.iter().position(|(known, _)| known == root);
+            let count = at.map_or(0, |at| live.swap_remove(at).1);
+            set(&mut document, "livePeers", json!(count));
+            document
+        };
+        let retired = self.retired.iter().map(|retired| {
+            let mut document = certificate_json(&retired.root);
+            set(&mut document, "trustedUntil", json!(shown(retired.until)));
+            with_peers(&retired.root, document)
+        });
+        let retired: Vec<Value> = retired.collect();
+        let roots = self.credentials.iter().flat_map(|credentials| {
+            let own = credentials.root();
+            credentials.bundle().roots().iter().map(move |root| (root, root == own))
+        });
+        let roots: Vec<Value> = roots.map(|(root, own)| with_peers(root, root_json(root, own))).collect();
+        let other = live.iter().filter(|(_, count)| *count > 0).map(|(root, count)| {
+            let mut document = certificate_json(root);
+            set(&mut document, "livePeers", json!(count));
+            document
+        });
         let mut document = json!({
             "source": self.source,
             "generation": self.generation,
             "publishedAt": self.published_at.map(shown),
             "blocked": self.blocked(now),
-            "retiredRoots": self.retired.iter().map(|retired| {
-                let mut document = certificate_json(&retired.root);
-                set(&mut document, "trustedUntil", json!(shown(retired.until)));
-                document
-            }).collect::<Vec<_>>(),
+            "retiredRoots": retired,
+            "otherRoots": other.collect::<Vec<_>>(),
             "failuresInARow": self.failures,
             "lastFailure": self.last_failure.as_ref().map(|failure| {
                 json!({ "at": shown(failure.at), "reason": failure.reason, "message": failure.message })
@@ -88,6 +127,7 @@ impl IdentityStatus {
             && let Value::Object(parts) = credentials_json(credentials)
         {
             document.extend(parts);
+            document.insert("roots".to_owned(), json!(roots));
         }
         document
     }
@@ -97,11 +137,7 @@ impl IdentityStatus {
 #[must_use]
 pub fn credentials_json(credentials: &Credentials) -> Value {
     let root = credentials.root();
-    let roots = credentials.bundle().roots().iter().map(|known| {
-        let mut document = certificate_json(known);
-        set(&mut document, "signedOwn", json!(known == root));
-        document
-    });
+    let roots = credentials.bundle().roots().iter().map(|known| root_json(known, known == root));
     let lists = credentials.bundle().revoked.facts.iter().map(|list| {
         json!({
             "issuer": list.issuer,
@@ -119,6 +155,12 @@ pub fn credentials_json(credentials: &Credentials) -> Value {
         "revocationLists": lists.collect::<Vec<_>>(),
         "revoked": credentials.revoked(),
     })
+}
+
+fn root_json(root: &Root, signed_own: bool) -> Value {
+    let mut document = certificate_json(root);
+    set(&mut document, "signedOwn", json!(signed_own));
+    document
 }
 
 #[must_use]
@@ -143,13 +185,17 @@ fn shown(time: SystemTime) -> String {
     Rfc3339(time).to_string()
 }
 
-/// Shows the status at every scrape.
+/// Shows the status, the peers and the failed handshakes at every scrape.
 #[derive(Debug)]
-pub struct IdentityMetrics(pub watch::Receiver<Arc<IdentityStatus>>);
+pub struct IdentityMetrics {
+    pub(super) status: watch::Receiver<Arc<IdentityStatus>>,
+    pub(super) peers: Peers,
+    pub(super) handshakes: Arc<HandshakeFailures>,
+}
 
 impl Collector for IdentityMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let status = Arc::clone(&self.0.borrow());
+        let status = Arc::clone(&self.status.borrow());
         let encoder = &mut encoder;
         let mut certificates: Vec<(&'static str, String, &CertificateFacts)> = Vec::new();
         if let Some(credentials) = &status.credentials {
@@ -185,6 +231,19 @@ impl Collector for IdentityMetrics {
             "adit_identity_not_for_production",
             "Whether the identity comes from the dev source",
             u64::from(status.source == super::dev::NAME),
+        )?;
+        family::gauges(
+            encoder,
+            "adit_identity_live_peers",
+            "Live connections whose peer's certificate ends at the root, by the root's fingerprint",
+            status.live_peers(&self.peers).iter().map(|(root, live)| ([("root", &*root.fingerprint)], *live)),
+        )?;
+        let failed = self.handshakes.counts();
+        family::counters(
+            encoder,
+            "adit_tls_handshake_failures",
+            "TLS handshakes that failed, by our role in them and the reason",
+            failed.iter().map(|(role, reason, count)| ([("role", role.as_str()), ("reason", *reason)], *count)),
         )
     }
 }

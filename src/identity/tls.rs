@@ -5,8 +5,9 @@
 //! is resumed: no tickets, no session store, since a resumed handshake would skip the verification of the client.
 //! No name is sent or checked: peers are known by SPIFFE id.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::client::Resumption;
@@ -17,11 +18,13 @@ use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ServerConfig, version};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::identity::credentials::Credentials;
-use crate::identity::handshake::{Core, TargetVerifier, WorkloadVerifier};
+use crate::identity::certificate::CertificateFacts;
+use crate::identity::credentials::{Credentials, KnownRoot, Root, TrustBundle};
+use crate::identity::handshake::{self, Core, REMEMBERED, TargetVerifier, WorkloadVerifier};
 use crate::identity::provider::PROVIDER;
 use crate::identity::spiffe::{SpiffeId, TrustDomain};
-use crate::identity::verify::{PeerIdentity, unix};
+use crate::identity::status::RetiredRoot;
+use crate::identity::verify::{self, Look, PeerError, PeerIdentity, Usage, unix};
 
 const ALPN: &[u8] = b"h2";
 
@@ -35,6 +38,27 @@ pub struct TlsGeneration {
     core: Arc<Core>,
     server: Arc<ServerConfig>,
     client: ClientConfig,
+    accepted: Arc<[TrustDomain]>,
+    retired: Arc<[RetiredRoot]>,
+    /// Of `retired`, with what is revoked now.
+    formerly: TrustBundle,
+    /// By what was presented: connections often have the same peer, and workers ask for the same.
+    judged: Mutex<HashMap<(Usage, [u8; 32]), Verdict>>,
+}
+
+/// What becomes of a live connection when a generation has come, given what its peer once presented.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It ends at this root, which is trusted; the connection may stay.
+    Good { root: Root },
+    /// Its root is no longer trusted: no new streams, and an end at this time (which may be now).
+    RootRemoved { until: SystemTime },
+    /// To be cut now.
+    Revoked,
+    /// To be cut now.
+    TrustDomainRemoved,
+    /// It cannot be verified at all, though it could once; to be cut now.
+    Refused(PeerError),
 }
 
 /// The library refused to build a configuration: a bug, or a provider without TLS 1.3.
@@ -59,7 +83,7 @@ impl TlsGeneration {
         let core = Arc::new(Core::new(Arc::clone(credentials.bundle())));
         let time: Arc<dyn TimeProvider> = Arc::new(Time(Arc::clone(clock)));
         let key = credentials.certified_key();
-        let verifier = Arc::new(WorkloadVerifier { core: Arc::clone(&core), accepted });
+        let verifier = Arc::new(WorkloadVerifier { core: Arc::clone(&core), accepted: Arc::clone(&accepted) });
         let mut server = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&time))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(TlsError)?
@@ -79,7 +103,80 @@ impl TlsGeneration {
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
-        Ok(Self { number, credentials, core, server: Arc::new(server), client })
+        let formerly = TrustBundle::of_known(Vec::new(), Arc::clone(&credentials.bundle().revoked));
+        let retired = [].into();
+        let (server, judged) = (Arc::new(server), Mutex::default());
+        Ok(Self { number, credentials, core, server, client, accepted, retired, formerly, judged })
+    }
+
+    /// With roots that are no longer trusted for handshakes, but for what lives, until their grace ends.
+    #[must_use]
+    pub fn with_retired(mut self, retired: Arc<[RetiredRoot]>) -> Self {
+        let known = retired.iter().map(|it| KnownRoot { root: Arc::clone(&it.root), anchor: it.anchor.clone() });
+        self.formerly = TrustBundle::of_known(known.collect(), Arc::clone(&self.credentials.bundle().revoked));
+        self.retired = retired;
+        self.judged = Mutex::default();
+        self
+    }
+
+    /// Until when what hangs on a retired root may live, which may have passed; nothing: it is not retired.
+    #[must_use]
+    pub fn grace_until(&self, root: &Root) -> Option<SystemTime> {
+        self.retired.iter().find(|retired| retired.root == *root).map(|retired| retired.until)
+    }
+
+    /// Whether both judge alike, so that live connections need not be judged again.
+    #[must_use]
+    pub fn same_trust(&self, other: &Self) -> bool {
+        self.credentials.bundle().digest() == other.credentials.bundle().digest()
+            && self.accepted == other.accepted
+            && self.retired == other.retired
+    }
+
+    /// Judges a live connection by what its peer presented in its handshake (under an earlier generation). That
+    /// certificates have expired since is no reason to cut. `usage`: what the peer is to us; trust domains are asked
+    /// of clients only, as in a handshake. Costs a verification of the chain, once for all that presented the same; see
+    /// [`Self::same_trust`].
+    #[must_use]
+    pub fn judge(&self, presented: &[CertificateDer<'_>], usage: Usage, now: SystemTime) -> Verdict {
+        let key = (usage, handshake::key(presented));
+        if let Some(known) = self.judged.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return known.clone();
+        }
+        let verdict = self.judge_anew(presented, usage, now);
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        if judged.len() >= REMEMBERED {
+            judged.clear();
+        }
+        judged.insert(key, verdict.clone());
+        verdict
+    }
+
+    fn judge_anew(&self, presented: &[CertificateDer<'_>], usage: Usage, now: SystemTime) -> Verdict {
+        let Some((leaf, above)) = presented.split_first() else { return Verdict::Refused(PeerError::Malformed) };
+        let (Some(at), Ok(facts)) = (verify::while_valid(presented, now), CertificateFacts::of(leaf)) else {
+            return Verdict::Refused(PeerError::Malformed);
+        };
+        let root = |bundle| verify::chain_to_root(bundle, leaf, above, at, usage, Look::AGAIN);
+        let found = match root(self.credentials.bundle()) {
+            Err(PeerError::UnknownIssuer) => match root(&self.formerly) {
+                Ok(root) => Verdict::RootRemoved { until: self.grace_until(&root).unwrap_or(now) },
+                Err(PeerError::UnknownIssuer) => Verdict::RootRemoved { until: now },
+                Err(PeerError::Revoked) => Verdict::Revoked,
+                Err(error) => Verdict::Refused(error),
+            },
+            Ok(root) => Verdict::Good { root },
+            Err(PeerError::Revoked) => Verdict::Revoked,
+            Err(error) => Verdict::Refused(error),
+        };
+        match (facts.spiffe_id(), found) {
+            (_, Verdict::Revoked) => Verdict::Revoked,
+            (Err(error), _) => Verdict::Refused(error.into()),
+            (Ok(id), _) if usage == Usage::Client && !self.accepted.contains(id.trust_domain()) => {
+                Verdict::TrustDomainRemoved
+            }
+            (Ok(_), found) => found,
+        }
     }
 
     /// Whether the own certificate is still valid: with one that is not, no handshake should be begun.

@@ -13,7 +13,7 @@ use rustls::{CertificateError, Error, OtherError};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, RevocationOptions};
 
-use crate::identity::certificate::{CertificateFacts, LeafError};
+use crate::identity::certificate::{CertificateFacts, LeafError, Validity};
 use crate::identity::credentials::{Root, TrustBundle};
 use crate::identity::provider::PROVIDER;
 use crate::identity::spiffe::SpiffeId;
@@ -56,7 +56,7 @@ pub enum PeerError {
 }
 
 /// What the peer is to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Usage {
     /// It connected to us.
     Client,
@@ -125,17 +125,45 @@ pub fn root_of(
     if let Some(root) = bundle.roots().iter().find(|root| root.fingerprint == facts.fingerprint) {
         return Ok(Arc::clone(root));
     }
-    chain_to_root(bundle, leaf, intermediates, unix(now), Usage::Server, false)
+    chain_to_root(bundle, leaf, intermediates, unix(now), Usage::Server, Look::OWN)
 }
 
-/// Builds the chain from the leaf to a root whose own dates hold, and says which.
+/// What counts beside the signatures, and the dates of all but the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Look {
+    pub(super) revoked: bool,
+    pub(super) root_dates: bool,
+}
+
+impl Look {
+    pub(super) const HANDSHAKE: Self = Self { revoked: true, root_dates: true };
+    /// Our own, before it is used: revoked is a state of it, not an error.
+    pub(super) const OWN: Self = Self { revoked: false, root_dates: true };
+    /// What was good once; see [`while_valid`].
+    pub(super) const AGAIN: Self = Self { revoked: true, root_dates: false };
+    pub(super) const BARE: Self = Self { revoked: false, root_dates: false };
+}
+
+/// The time at which to look again at a chain that was good once: now, or when it was last (or is first) valid. `None`:
+/// a certificate cannot be read.
+pub(super) fn while_valid(chain: &[CertificateDer<'_>], now: SystemTime) -> Option<UnixTime> {
+    let (mut at, mut last) = (now, None);
+    for der in chain {
+        let Validity { not_before, not_after } = CertificateFacts::validity_of(der)?;
+        at = at.max(not_before);
+        last = Some(last.map_or(not_after, |last| not_after.min(last)));
+    }
+    Some(unix(last.map_or(at, |last| at.min(last))))
+}
+
+/// Builds the chain from the leaf to a root, and says which.
 pub(super) fn chain_to_root(
     bundle: &TrustBundle,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     now: UnixTime,
     usage: Usage,
-    check_revocation: bool,
+    look: Look,
 ) -> Result<Root, PeerError> {
     let certificate = EndEntityCert::try_from(leaf).map_err(|error| of_webpki(&error))?;
     let usage = match usage {
@@ -151,6 +179,9 @@ pub(super) fn chain_to_root(
     let in_date = |path: &webpki::VerifiedPath<'_>| {
         let root = index_of(path.anchor()).and_then(|index| bundle.roots().get(index));
         let validity = root.ok_or(webpki::Error::UnknownIssuer)?.validity;
+        if !look.root_dates {
+            return Ok(());
+        }
         if validity.not_after < system(now) {
             return Err(webpki::Error::CertExpired { time: now, not_after: unix(validity.not_after) });
         }
@@ -174,7 +205,7 @@ pub(super) fn chain_to_root(
         let root = index_of(path.anchor()).and_then(|index| bundle.roots().get(index));
         root.cloned().ok_or(PeerError::UnknownIssuer)
     };
-    if check_revocation { bundle.revoked.with_options(verify) } else { verify(None) }
+    if look.revoked { bundle.revoked.with_options(verify) } else { verify(None) }
 }
 
 fn of_webpki(error: &webpki::Error) -> PeerError {

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::thread::JoinHandle;
 
 use super::*;
+use crate::cli::client::certs::ShowArgs;
 use crate::cli::client::connections::ConnectionsArgs;
 use crate::cli::client::drain::DrainArgs;
 use crate::cli::client::healthcheck::HealthcheckArgs;
@@ -79,6 +80,48 @@ fn timeouts_have_units() {
     for text in ["0s", "5", "x", "-1s", ""] {
         assert!(parse_timeout(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn certs_for_people_and_as_json() {
+    let body = r#"{"source":"files","generation":3,"publishedAt":"then","identity":"spiffe://td/ns/n/sa/web",
+        "chain":[{"subject":"","issuer":"CN=a","serial":"5f","notBefore":"monday","notAfter":"tuesday"}],
+        "root":"f1","roots":[{"subject":"CN=a","fingerprint":"f1","signedOwn":true,"livePeers":0,"notAfter":"2036"},
+        {"subject":"CN=b","fingerprint":"f2","signedOwn":false,"livePeers":0}],
+        "retiredRoots":[{"subject":"CN=old","fingerprint":"f0","livePeers":7,"trustedUntil":"noon"}],
+        "otherRoots":[{"subject":"CN=lost","livePeers":1}],"blocked":null,"failuresInARow":2,
+        "lastFailure":{"at":"now","reason":"key_mismatch","message":"no\u001b"},
+        "faults":[{"reason":"crl_expired","message":"old list"}],"somethingNew":1}"#;
+    let server = canned("200 OK", body);
+    let show = ShowArgs { admin: server.args(), json: false };
+    let (out, _, code) = told(|out, _| show.run_on(out));
+    assert!(server.request().starts_with("GET /certs HTTP/1.1\r\n"));
+    assert_eq!(code, 0);
+    for line in [
+        "identity     spiffe://td/ns/n/sa/web\n",
+        "generation   3, published then\n",
+        "serial       5f\n",
+        "not before   monday\n",
+        "root         CN=a\n",
+        "last failure now: key_mismatch: no\\u{1b} (2 in a row)\n",
+        "fault        crl_expired: old list\n",
+    ] {
+        assert!(out.contains(line), "{line} in {out}");
+    }
+    let words = |of: &str| -> Vec<String> {
+        let line = out.lines().rfind(|line| line.starts_with(of)).expect(of);
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+    };
+    assert_eq!(words("CN=a"), ["CN=a", "trusted", "0", "by the own certificate", "2036", "f1"]);
+    assert_eq!(words("CN=b"), ["CN=b", "trusted", "0", "no", "f2"]);
+    assert_eq!(words("CN=old"), ["CN=old", "retired, until noon", "7", "by peers", "f0"]);
+    assert_eq!(words("CN=lost"), ["CN=lost", "not trusted", "1", "by peers"]);
+    let server = canned("200 OK", body);
+    let show = ShowArgs { admin: server.args(), json: true };
+    assert_eq!(told(|out, _| show.run_on(out)).0, body);
+    let server = canned("200 OK", r#"{"source":"none"}"#);
+    let show = ShowArgs { admin: server.args(), json: false };
+    assert_eq!(told(|out, _| show.run_on(out)).0, "identity     none\nsource       none\n");
 }
 
 #[test]

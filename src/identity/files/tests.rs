@@ -32,6 +32,7 @@ impl Given {
 
     /// All at once: an empty or half-written file would be a content of its own.
     fn write(&self, name: &str, text: &str) {
+        // Private, as NamedTempFile makes it.
         let beside = tempfile::NamedTempFile::new().unwrap();
         fs::write(beside.path(), text).unwrap();
         beside.persist(self.dir.path().join(name)).unwrap();
@@ -44,7 +45,7 @@ impl Given {
     }
 
     async fn fetch(&mut self) -> Result<Fetched, CredentialsError> {
-        self.source.fetch(SystemTime::now()).await
+        self.source.fetch(SystemTime::now()).await.map_err(|failed| *failed.error)
     }
 
     async fn serial(&mut self) -> Result<Arc<str>, &'static str> {
@@ -98,7 +99,9 @@ async fn files_cut_off_at_every_byte_are_refused() {
                     assert!(length + 2 >= text.len(), "{name} cut at {length}");
                     assert_eq!(fetched.credentials.leaf().serial, serial(&issued));
                 }
-                Err(error) => assert!(error.to_string().contains(name), "{name} cut at {length}: {error}"),
+                Err(FetchError { error, .. }) => {
+                    assert!(error.to_string().contains(name), "{name} cut at {length}: {error}")
+                }
             }
         }
         given.write(name, text);
@@ -145,6 +148,13 @@ async fn bad_revocation_lists_keep_the_old_in_force_and_are_loud() {
         assert!(fetched.credentials.revoked(), "{text}: what was revoked stays revoked");
         assert!(fetched.faults[0].message.contains(why), "{:?}", fetched.faults);
     }
+    let late = a.revoke(&[], now + Duration::from_secs(60), Duration::from_secs(1)).unwrap();
+    given.write("crl.pem", &late);
+    let later = given.source.fetch(now + DAY).await.map_err(|failed| *failed.error);
+    assert_eq!(later.unwrap_err().reason(), "dates", "only the certificate is refused");
+    assert_eq!(given.source.reader.lock().unwrap().revoked.as_ref().unwrap().facts[0].revoked, 0, "expired, but newer");
+    given.write("crl.pem", &revoking(&old, now + Duration::from_secs(120), DAY));
+    assert!(given.fetch().await.unwrap().credentials.revoked());
     fs::remove_file(given.dir.path().join("crl.pem")).unwrap();
     given.write_all(&a, &new);
     let fetched = given.fetch().await.unwrap();

@@ -30,7 +30,7 @@ impl Source for Fake {
         Box::pin(std::future::pending())
     }
 
-    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, CredentialsError>> {
+    fn fetch(&mut self, now: SystemTime) -> Pending<'_, Result<Fetched, FetchError>> {
         self.asked.lock().unwrap().push(Instant::now());
         let down = *self.down.borrow();
         let made = || {
@@ -41,7 +41,7 @@ impl Source for Fake {
             Credentials::new(vec![issued.certificate], &key, trust, &id, now)
         };
         let result = if down { Err(CredentialsError::Authority("down".into())) } else { made() };
-        Box::pin(async move { result.map(|credentials| Fetched { credentials, faults: Vec::new() }) })
+        Box::pin(async move { Ok(Fetched { credentials: result?, faults: Vec::new() }) })
     }
 }
 
@@ -56,12 +56,12 @@ struct Running {
 }
 
 /// The wall clock goes with tokio's, which a test moves.
-fn clock() -> Clock {
+pub(super) fn clock() -> Clock {
     let (wall, start) = (SystemTime::now(), Instant::now());
     Arc::new(move || wall + start.elapsed())
 }
 
-fn terms(clock: &Clock, readiness: &Readiness) -> Terms {
+pub(super) fn terms(clock: &Clock, readiness: &Readiness) -> Terms {
     Terms {
         accepted: domains(&["cluster.local"]),
         root_grace: Duration::from_secs(3600),
@@ -164,7 +164,7 @@ impl Source for Steps {
         Box::pin(std::future::pending())
     }
 
-    fn fetch(&mut self, _: SystemTime) -> Pending<'_, Result<Fetched, CredentialsError>> {
+    fn fetch(&mut self, _: SystemTime) -> Pending<'_, Result<Fetched, FetchError>> {
         let credentials = self.0.pop_front().ok_or(CredentialsError::NoRoots);
         Box::pin(async { Ok(Fetched { credentials: credentials?, faults: Vec::new() }) })
     }

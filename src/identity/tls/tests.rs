@@ -121,6 +121,65 @@ fn whom_to_refuse() {
     assert_eq!(refusal(meet(&web, &early, &["db"])), ("server", "not_yet_valid"));
 }
 
+/// What becomes of live connections: `presented` was good once.
+#[test]
+fn what_lives_is_judged_again() {
+    let (a, b) = (root("a"), root("b"));
+    let (now, clock) = (SystemTime::now(), system_clock());
+    let (middle, _) = a.intermediate("middle", now, DAY * 30).unwrap();
+    let (from_a, from_b, deep) = (leaf(&a, &id("x")), leaf(&b, &id("x")), leaf(&middle, &id("x")));
+    let foreign = leaf(&a, &"spiffe://other/ns/default/sa/x".parse().unwrap());
+    let chain = |issued: &Issued| vec![issued.certificate.clone()];
+    let deep = vec![deep.certificate.clone(), middle.certificate().clone()];
+    let (until, over) = (now + DAY, now - DAY);
+    let make = |crls: &[&str], until| {
+        let made = generation(&a, &[&a], "db", crls, &clock);
+        let gone = bundle(&[&b], Arc::default()).known().next().unwrap();
+        made.with_retired([RetiredRoot { root: gone.root, anchor: gone.anchor, until }].into())
+    };
+    let plain = make(&[], until);
+    let (by_a, by_b) = (
+        a.revoke(&[serial(&from_a.certificate), serial(middle.certificate())], now, DAY).unwrap(),
+        b.revoke(&[serial(&from_b.certificate)], now, DAY).unwrap(),
+    );
+    let strict = make(&[&by_a, &by_b], until);
+    let good = || Verdict::Good { root: Arc::clone(plain.credentials.root()) };
+    for usage in [Usage::Client, Usage::Server] {
+        for (chain, of_plain, of_strict) in [
+            (chain(&from_a), good(), Verdict::Revoked),
+            (deep.clone(), good(), Verdict::Revoked),
+            (chain(&from_b), Verdict::RootRemoved { until }, Verdict::Revoked),
+            (
+                chain(&leaf(&root("c"), &id("x"))),
+                Verdict::RootRemoved { until: now },
+                Verdict::RootRemoved { until: now },
+            ),
+            (Vec::new(), Verdict::Refused(PeerError::Malformed), Verdict::Refused(PeerError::Malformed)),
+        ] {
+            assert_eq!((plain.judge(&chain, usage, now), strict.judge(&chain, usage, now)), (of_plain, of_strict));
+        }
+    }
+    assert_eq!(plain.judge(&chain(&foreign), Usage::Client, now), Verdict::TrustDomainRemoved);
+    assert_eq!(plain.judge(&chain(&foreign), Usage::Server, now), good(), "whom we connect to is the target's to say");
+    // Leaf, intermediate and root, one after the other: no expiry cuts, and no expiry saves from a revocation.
+    for days in [2, 40, 400] {
+        let later = now + DAY * days;
+        for chain in [chain(&from_a), deep.clone()] {
+            assert_eq!(plain.judge(&chain, Usage::Client, later), good());
+            assert_eq!(strict.judge(&chain, Usage::Client, later), Verdict::Revoked);
+        }
+        assert_eq!(plain.judge(&chain(&from_b), Usage::Client, later), Verdict::RootRemoved { until });
+    }
+    let known = &plain.retired[0].root;
+    assert_eq!((plain.grace_until(known), plain.grace_until(plain.credentials.root())), (Some(until), None));
+    assert_eq!(make(&[], over).judge(&chain(&from_b), Usage::Client, now), Verdict::RootRemoved { until: over });
+    assert!(plain.same_trust(&make(&[], until)), "another leaf is no other trust");
+    assert!(!plain.same_trust(&strict) && !plain.same_trust(&make(&[], over)));
+    let both = generation(&a, &[&a, &b], "db", &[], &clock).with_retired(Arc::clone(&plain.retired));
+    assert!(!plain.same_trust(&both));
+    assert!(matches!(both.judge(&chain(&from_b), Usage::Client, now), Verdict::Good { .. }));
+}
+
 fn leaf_of(generation: &TlsGeneration) -> CertificateDer<'static> {
     generation.credentials.certified_key().cert[0].clone()
 }
