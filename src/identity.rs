@@ -5,8 +5,11 @@
 //!                         pem, certificate, crl, spiffe         tls, handshake, verify   rotation
 //! ```
 //!
-//! Fails closed everywhere: material that does not fit together is never published, the old stays in force, and
-//! without any there are no handshakes. Deliberately absent: the tunnels that will use this.
+//! To be seen: status, peers (who hangs on which root), failures (of handshakes), check (before the start).
+//!
+//! Fails closed everywhere: a key and a chain that do not fit together are never published, the old ones stay in force,
+//! and without any there are no handshakes; roots and revocations do not wait for them. Deliberately absent: the tunnels
+//! that use this.
 
 pub mod authority;
 pub mod certificate;

@@ -21,6 +21,8 @@ mod commands;
 mod curl;
 #[path = "surfaces/documents.rs"]
 mod documents;
+#[path = "surfaces/identity.rs"]
+mod identity;
 #[path = "surfaces/log.rs"]
 mod log;
 #[path = "surfaces/ports.rs"]

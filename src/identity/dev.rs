@@ -200,6 +200,18 @@ mod tests {
         assert!(root(&folder, SystemTime::now()).unwrap_err().to_string().contains("0700"));
     }
 
+    /// A renewal that fails takes nothing away from whom to trust.
+    #[test]
+    fn a_root_that_can_issue_no_more_is_still_handed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, now) = (dir.path().join("dev"), SystemTime::now());
+        let made = root(&folder, now - ROOT_LIFE * 2).unwrap();
+        let failed = issue(&folder, &crate::identity::fixture::id("web"), now).unwrap_err();
+        assert_eq!(failed.error.reason(), "chain");
+        let expected = TrustBundle::new([made.certificate()], Arc::default()).unwrap();
+        assert_eq!(failed.bundle.unwrap().digest(), expected.digest());
+    }
+
     #[test]
     fn a_root_that_is_cut_off_is_refused_and_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
