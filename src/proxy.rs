@@ -114,6 +114,8 @@ async fn set_up(
             match entry.door {
                 Door::Outbound => outbound::open(&mut opening).await,
                 Door::Inbound => inbound::open(&mut opening).await,
+                // Never: nothing opens this door yet.
+                Door::Hbone => Err(CloseReason::NoOriginalDst.into()),
                 // Boxed again: it is twice the size of the others, which should not pay for it.
                 Door::Socks5 => Box::pin(socks5::open(&mut opening)).await,
             }

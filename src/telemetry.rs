@@ -23,6 +23,7 @@ mod queue;
 pub mod reloads;
 pub mod text;
 pub mod traffic;
+pub mod tunnels;
 pub mod workers;
 
 pub use access::{AccessRecord, Attempt};
@@ -38,4 +39,5 @@ pub use process::ProcessStats;
 pub use reloads::{Reloaded, Reloads};
 pub use text::PeerText;
 pub use traffic::{SecurityPolicy, TrafficCache, TrafficFamilies, TrafficLabels, TrafficLimits, TrafficSeries};
+pub use tunnels::{Role, TunnelCounters, TunnelEnd};
 pub use workers::{WorkerCounters, Workers};

@@ -313,6 +313,7 @@ pub(super) fn apply_limits(shared: &Shared, metrics: &Metrics, settings: &Settin
         Scope::Outbound => settings.limits.outbound,
         Scope::Inbound => settings.limits.inbound,
         Scope::Socks5 => settings.limits.socks5,
+        Scope::Hbone => settings.limits.hbone,
     };
     shared.limits.set(|scope| of(scope).map(std::num::NonZeroUsize::get));
     for scope in Scope::ALL {

@@ -22,7 +22,7 @@ const CHECKS: &[Check] = &[
     Check { keys: &["connect.timeout", "connect.deadline"], rule: connect_times },
     Check { keys: &["listen.admin", "admin.allowRemote"], rule: admin_remote },
     Check { keys: &["listen.socks5", "socks5AllowRemote"], rule: socks5_remote },
-    Check { keys: &["listen.outbound", "listen.inbound", "listen.socks5"], rule: no_door },
+    Check { keys: &["listen.outbound", "listen.inbound", "listen.socks5", "listen.hbone"], rule: no_door },
     Check { keys: &["preserveSource", "packetMark", "listen.inbound"], rule: source_without_mark },
     Check {
         keys: &["identity.source", "identity.files.cert", "identity.files.key", "identity.files.roots"],
@@ -31,6 +31,9 @@ const CHECKS: &[Check] = &[
     Check { keys: &["limits.outbound", "limits.connections"], rule: |s| within(s, s.limits.outbound) },
     Check { keys: &["limits.inbound", "limits.connections"], rule: |s| within(s, s.limits.inbound) },
     Check { keys: &["limits.socks5", "limits.connections"], rule: |s| within(s, s.limits.socks5) },
+    Check { keys: &["limits.hbone", "limits.connections"], rule: |s| within(s, s.limits.hbone) },
+    Check { keys: &["tunnel.connectionWindow", "tunnel.streamWindow"], rule: windows },
+    Check { keys: &["tunnel.bufferedBytes", "tunnel.connectionWindow"], rule: buffered },
 ];
 
 /// Everything that is wrong across keys.
@@ -136,6 +139,28 @@ fn identity_files(settings: &Settings) -> Option<(String, String, String)> {
             format!("source: files without {}", missing.join(", ")),
             "files.cert, files.key and files.roots".to_owned(),
             "say which PEM files to read, or set identity.source: none".to_owned(),
+        )
+    })
+}
+
+fn windows(settings: &Settings) -> Option<(String, String, String)> {
+    let tunnel = &settings.tunnel;
+    (tunnel.connection_window < tunnel.stream_window).then(|| {
+        (
+            format!("a connectionWindow of {} bytes", tunnel.connection_window),
+            format!("at least tunnel.streamWindow, which is {} bytes", tunnel.stream_window),
+            "one stalled stream would stop all others of its tunnel: make it several times as large".to_owned(),
+        )
+    })
+}
+
+fn buffered(settings: &Settings) -> Option<(String, String, String)> {
+    let tunnel = &settings.tunnel;
+    (tunnel.buffered_bytes.get() < tunnel.connection_window.get() as usize).then(|| {
+        (
+            format!("bufferedBytes of {}", tunnel.buffered_bytes),
+            format!("at least tunnel.connectionWindow, which is {} bytes", tunnel.connection_window),
+            "raise tunnel.bufferedBytes or lower tunnel.connectionWindow".to_owned(),
         )
     })
 }

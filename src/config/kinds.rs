@@ -6,9 +6,11 @@
 
 mod address;
 mod duration;
+mod size;
 
 pub(super) use address::{ADMIN_DOOR, DOOR};
 pub(super) use duration::{DURATION, DURATION_OR_OFF, KEEPALIVE, POSITIVE, POSITIVE_OR_OFF, USER_TIMEOUT};
+pub(super) use size::{BYTES, WINDOW};
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -17,8 +19,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::settings::{
-    Capture, ConnectionLimit, Egress, IdentitySource, LogFormat, Mode, PreserveSource, TRAFFIC_LABELS, TrafficLabelSet,
-    Workers,
+    Capture, ConnectionLimit, Egress, IdentitySource, LogFormat, Mode, Plaintext, PreserveSource, TRAFFIC_LABELS,
+    TrafficLabelSet, Workers,
 };
 use super::yaml::{self, Checked, Mismatch, Node, did_you_mean};
 use crate::telemetry::Filter;
@@ -164,6 +166,33 @@ pub(in crate::config) static PROBES: Kind<NonZeroU32> =
 pub(in crate::config) static ATTEMPTS: Kind<NonZeroU32> =
     Kind { parse: |node| up_to(node, 1000, "a number of attempts, 1 to 1000"), show: |value| json!(value) };
 
+pub(in crate::config) static STREAMS: Kind<NonZeroU32> =
+    Kind { parse: |node| up_to(node, 65_536, "a number of streams, 1 to 65536"), show: |value| json!(value) };
+
+pub(in crate::config) static TUNNELS: Kind<NonZeroU32> =
+    Kind { parse: |node| up_to(node, 1024, "a number of tunnels, 1 to 1024"), show: |value| json!(value) };
+
+pub(in crate::config) static HANDSHAKES: Kind<NonZeroUsize> =
+    Kind { parse: |node| limit(node, "a number of handshakes, at least 1"), show: |value| json!(value) };
+
+/// A list of ports; one may stand for a list of one.
+pub(in crate::config) static PORTS: Kind<Vec<u16>> = Kind {
+    parse: |node| match node {
+        Node::List(items) => items.iter().map(port).collect(),
+        Node::Null => Ok(Vec::new()),
+        one => port(one).map(|port| vec![port]),
+    },
+    show: |ports| json!(ports),
+};
+
+pub(in crate::config) static PLAINTEXT: Kind<Plaintext> = Kind {
+    parse: |node| yaml::choice(&[("allow", Plaintext::Allow), ("deny", Plaintext::Deny)])(node),
+    show: |value| match value {
+        Plaintext::Allow => json!("allow"),
+        Plaintext::Deny => json!("deny"),
+    },
+};
+
 pub(in crate::config) static CONNECTIONS: Kind<ConnectionLimit> = Kind {
     parse: |node| match node {
         Node::Text(text) if &**text == "auto" => Ok(ConnectionLimit::Auto),
@@ -249,6 +278,12 @@ fn path(node: &Node) -> Checked<PathBuf> {
 fn up_to(node: &Node, max: u32, expected: &'static str) -> Checked<NonZeroU32> {
     let value: u32 = yaml::integer(expected)(node)?;
     NonZeroU32::new(value).filter(|value| value.get() <= max).ok_or_else(|| Mismatch::new(node, expected))
+}
+
+fn port(node: &Node) -> Checked<u16> {
+    const EXPECTED: &str = "ports, 1 to 65535";
+    let port = up_to(node, 65_535, EXPECTED)?;
+    u16::try_from(port.get()).map_err(|_large| Mismatch::new(node, EXPECTED))
 }
 
 fn limit(node: &Node, expected: &'static str) -> Checked<NonZeroUsize> {

@@ -34,6 +34,8 @@ pub fn diff(running: &Settings, wanted: &Settings) -> ReloadPlan {
     let applied = Settings {
         egress: wanted.egress,
         socks5_allow_local: wanted.socks5_allow_local,
+        inbound: wanted.inbound.clone(),
+        tunnel: wanted.tunnel.clone(),
         connect: wanted.connect.clone(),
         relay: wanted.relay.clone(),
         keepalive: wanted.keepalive,

@@ -25,6 +25,7 @@ pub(super) fn visit(settings: &mut Settings, visitor: &mut impl Visit) {
     daemon(settings, visitor);
     identity(settings, visitor);
     doors(settings, visitor);
+    tunnels(settings, visitor);
     traffic(settings, visitor);
     surfaces(settings, visitor);
 }
@@ -81,6 +82,23 @@ fn doors(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("socks5AllowLocal", Live, &kind::SWITCH, &mut s.socks5_allow_local);
 }
 
+fn tunnels(s: &mut Settings, v: &mut impl Visit) {
+    v.leaf("inbound.plaintext", Live, &kind::PLAINTEXT, &mut s.inbound.plaintext);
+    v.leaf("inbound.plaintextPorts", Live, &kind::PORTS, &mut s.inbound.plaintext_ports);
+    v.leaf("tunnel.connectTimeout", Live, &kind::POSITIVE, &mut s.tunnel.connect_timeout);
+    v.leaf("tunnel.handshakeTimeout", Live, &kind::POSITIVE, &mut s.tunnel.handshake_timeout);
+    v.leaf("tunnel.responseTimeout", Live, &kind::POSITIVE, &mut s.tunnel.response_timeout);
+    v.leaf("tunnel.idleRelease", Live, &kind::POSITIVE, &mut s.tunnel.idle_release);
+    v.leaf("tunnel.maxAge", Live, &kind::POSITIVE_OR_OFF, &mut s.tunnel.max_age);
+    v.leaf("tunnel.maxStreams", Live, &kind::STREAMS, &mut s.tunnel.max_streams);
+    v.leaf("tunnel.maxPerPeer", Live, &kind::TUNNELS, &mut s.tunnel.max_per_peer);
+    v.leaf("tunnel.pingInterval", Live, &kind::POSITIVE, &mut s.tunnel.ping_interval);
+    v.leaf("tunnel.pingTimeout", Live, &kind::POSITIVE, &mut s.tunnel.ping_timeout);
+    v.leaf("tunnel.streamWindow", Live, &kind::WINDOW, &mut s.tunnel.stream_window);
+    v.leaf("tunnel.connectionWindow", Live, &kind::WINDOW, &mut s.tunnel.connection_window);
+    v.leaf("tunnel.bufferedBytes", Live, &kind::BYTES, &mut s.tunnel.buffered_bytes);
+}
+
 fn traffic(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("connect.timeout", Live, &kind::POSITIVE, &mut s.connect.timeout);
     v.leaf("connect.deadline", Live, &kind::POSITIVE, &mut s.connect.deadline);
@@ -99,6 +117,8 @@ fn traffic(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("limits.outbound", Live, &kind::LIMIT_OR_OFF, &mut s.limits.outbound);
     v.leaf("limits.inbound", Live, &kind::LIMIT_OR_OFF, &mut s.limits.inbound);
     v.leaf("limits.socks5", Live, &kind::LIMIT_OR_OFF, &mut s.limits.socks5);
+    v.leaf("limits.hbone", Live, &kind::LIMIT_OR_OFF, &mut s.limits.hbone);
+    v.leaf("limits.handshakes", Live, &kind::HANDSHAKES, &mut s.limits.handshakes);
 }
 
 fn surfaces(s: &mut Settings, v: &mut impl Visit) {

@@ -3,11 +3,17 @@
 //!
 //! Invariants: limits are non-zero, durations are what the operator wrote, "off" is `None`, addresses are as written.
 
+mod identity;
+mod tunnel;
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use identity::{DevIdentity, Identity, IdentityFiles, IdentitySource};
+pub use tunnel::{Inbound, Plaintext, Tunnel};
 
 /// Everything an operator can set. `Settings::default()` is what an empty file means.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +37,8 @@ pub struct Settings {
     pub socks5_allow_local: bool,
     pub mesh: Mesh,
     pub identity: Identity,
+    pub inbound: Inbound,
+    pub tunnel: Tunnel,
     pub connect: Connect,
     pub relay: Relay,
     pub keepalive: Keepalive,
@@ -112,40 +120,6 @@ pub struct Mesh {
     pub files: Vec<PathBuf>,
 }
 
-/// Who the workload is to its peers, and whom it trusts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    pub source: IdentitySource,
-    pub dev: DevIdentity,
-    pub files: IdentityFiles,
-    /// Trust domains that are accepted beside the workload's own.
-    pub trust_domain_aliases: Vec<Arc<str>>,
-    /// How long what lives on a root that was removed may go on.
-    pub root_grace: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdentitySource {
-    None,
-    Dev,
-    Files,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DevIdentity {
-    /// Empty: there is no folder to take by default.
-    pub folder: PathBuf,
-}
-
-/// PEM files.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct IdentityFiles {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub roots: Vec<PathBuf>,
-    pub crls: Vec<PathBuf>,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connect {
     /// One attempt.
@@ -185,6 +159,10 @@ pub struct Limits {
     pub outbound: Option<NonZeroUsize>,
     pub inbound: Option<NonZeroUsize>,
     pub socks5: Option<NonZeroUsize>,
+    /// Tunnels and the streams in them.
+    pub hbone: Option<NonZeroUsize>,
+    /// TLS handshakes of peers that connect, at the same time.
+    pub handshakes: NonZeroUsize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,6 +276,8 @@ impl Default for Settings {
             socks5_allow_local: false,
             mesh: Mesh::default(),
             identity: Identity::default(),
+            inbound: Inbound::default(),
+            tunnel: Tunnel::default(),
             connect: Connect::default(),
             relay: Relay::default(),
             keepalive: Keepalive::default(),
@@ -331,18 +311,6 @@ impl Default for Listen {
             admin: Some(AdminAddr::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)))),
             metrics: wildcard(15020),
             readiness: wildcard(15021),
-        }
-    }
-}
-
-impl Default for Identity {
-    fn default() -> Self {
-        Self {
-            source: IdentitySource::None,
-            dev: DevIdentity::default(),
-            files: IdentityFiles::default(),
-            trust_domain_aliases: Vec::new(),
-            root_grace: Duration::from_secs(3600),
         }
     }
 }
@@ -383,7 +351,14 @@ impl Default for Keepalive {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: ConnectionLimit::Auto, outbound: None, inbound: None, socks5: None }
+        Self {
+            connections: ConnectionLimit::Auto,
+            outbound: None,
+            inbound: None,
+            socks5: None,
+            hbone: None,
+            handshakes: const { NonZeroUsize::new(256).expect("not zero") },
+        }
     }
 }
 

@@ -386,7 +386,8 @@ fn sections_within_sections_are_read_from_every_layer() {
 
 /// A value for each key that differs from its default and is valid beside the defaults of all others.
 fn changed_values() -> Vec<(&'static str, &'static str)> {
-    vec![
+    let mut values = changed_tunnel_values();
+    values.extend([
         ("workload.name", "w"),
         ("workload.namespace", "n"),
         ("workload.serviceAccount", "s"),
@@ -433,6 +434,8 @@ fn changed_values() -> Vec<(&'static str, &'static str)> {
         ("limits.outbound", "8"),
         ("limits.inbound", "7"),
         ("limits.socks5", "6"),
+        ("limits.hbone", "5"),
+        ("limits.handshakes", "4"),
         ("shutdown.preDrain", "1s"),
         ("shutdown.deadline", "31s"),
         ("metrics.labels", "[reporter]"),
@@ -440,6 +443,26 @@ fn changed_values() -> Vec<(&'static str, &'static str)> {
         ("log.filter", "debug"),
         ("log.access", "off"),
         ("admin.allowRemote", "on"),
+    ]);
+    values
+}
+
+fn changed_tunnel_values() -> Vec<(&'static str, &'static str)> {
+    vec![
+        ("inbound.plaintext", "deny"),
+        ("inbound.plaintextPorts", "[8080, 9]"),
+        ("tunnel.connectTimeout", "1s"),
+        ("tunnel.handshakeTimeout", "2s"),
+        ("tunnel.responseTimeout", "3s"),
+        ("tunnel.idleRelease", "4s"),
+        ("tunnel.maxAge", "5s"),
+        ("tunnel.maxStreams", "6"),
+        ("tunnel.maxPerPeer", "7"),
+        ("tunnel.pingInterval", "8s"),
+        ("tunnel.pingTimeout", "9s"),
+        ("tunnel.streamWindow", "64KiB"),
+        ("tunnel.connectionWindow", "3MiB"),
+        ("tunnel.bufferedBytes", "64MiB"),
     ]
 }
 

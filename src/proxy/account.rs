@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use crate::proxy::registry::{Direction, Entry};
 use crate::proxy::worker::Worker;
 use crate::telemetry::access::{AccessRecord, Attempt};
-use crate::telemetry::traffic::{SecurityPolicy, TrafficLabels};
+use crate::telemetry::traffic::TrafficLabels;
 use crate::telemetry::{CloseReason, PeerLabels, PeerText, Phase, ServiceLabels};
 
 /// What is known of a connection at its end beside what its entry says.
@@ -38,7 +38,7 @@ pub fn open(worker: &Worker, entry: &Entry) {
         destination: facts.destination.clone().unwrap_or_else(PeerLabels::unknown),
         service: facts.service.clone().unwrap_or_else(ServiceLabels::unknown),
         reporter: entry.door.reporter(),
-        security: SecurityPolicy::Unknown,
+        security: facts.security,
     };
     let series = worker.traffic(&labels);
     series.opened();
@@ -91,6 +91,9 @@ fn record(entry: &Entry, ending: Ending) -> Box<AccessRecord> {
         source: facts.source.clone().unwrap_or_else(PeerLabels::unknown),
         destination: facts.destination.clone().unwrap_or_else(PeerLabels::unknown),
         service: facts.service.clone().unwrap_or_else(ServiceLabels::unknown),
+        source_identity: facts.source_identity.clone(),
+        destination_identity: facts.destination_identity.clone(),
+        hbone_addr: facts.hbone_addr.clone(),
         bytes_from_downstream: entry.bytes(Direction::Up),
         bytes_from_upstream: entry.bytes(Direction::Down),
         duration: now.saturating_duration_since(entry.accepted),

@@ -1,12 +1,13 @@
 //! The inbound plaintext door: connections to the local workload that the kernel has captured on their way in.
 //!
-//! Only addresses of this network namespace are dialled; fails closed. The application sees the client's address where
+//! Only addresses of this network namespace are dialled, and under `inbound.plaintext: deny` only the ports that may be
+//! reached outside a tunnel; fails closed. The application sees the client's address where
 //! `preserveSource` allows it.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
-use crate::config::settings::PreserveSource;
+use crate::config::settings::{Plaintext, PreserveSource};
 use crate::net::address::UpstreamAddr;
 use crate::net::own_sockets::Way;
 use crate::proxy::Opening;
@@ -35,6 +36,9 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     }
     if !worker.is_local(dst.ip()) {
         return Err(CloseReason::NotLocal.into());
+    }
+    if settings.inbound.plaintext == Plaintext::Deny && !settings.inbound.plaintext_ports.contains(&dst.port()) {
+        return Err(CloseReason::PlaintextDenied.into());
     }
     let source = source_to_borrow(worker, settings.preserve_source, entry.peer.ip())?;
     let workload = {

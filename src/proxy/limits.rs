@@ -90,7 +90,7 @@ mod tests {
         limits.set(|scope| match scope {
             Scope::Total => Some(3),
             Scope::Inbound => Some(1),
-            Scope::Outbound | Scope::Socks5 => None,
+            Scope::Outbound | Scope::Socks5 | Scope::Hbone => None,
         });
         let inbound = limits.admit(Door::Inbound).expect("first");
         assert_eq!(limits.admit(Door::Inbound).expect_err("its own limit"), Scope::Inbound);

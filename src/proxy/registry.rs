@@ -16,7 +16,7 @@ use slab::Slab;
 
 use crate::config::Settings;
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
-use crate::telemetry::traffic::TrafficSeries;
+use crate::telemetry::traffic::{SecurityPolicy, TrafficSeries};
 use crate::telemetry::{CloseReason, Door, PeerLabels, ServiceLabels};
 
 /// Which way bytes go; also the index of everything that exists once per direction.
@@ -67,6 +67,13 @@ pub struct Facts {
     pub source: Option<Arc<PeerLabels>>,
     pub destination: Option<Arc<PeerLabels>>,
     pub service: Option<Arc<ServiceLabels>>,
+    /// Mutual TLS exactly when it is carried in a tunnel on one of its sides.
+    pub security: SecurityPolicy,
+    /// Verified identities (SPIFFE ids); nothing where the connection is in the clear.
+    pub source_identity: Option<Arc<str>>,
+    pub destination_identity: Option<Arc<str>>,
+    /// The authority of the tunnel's request.
+    pub hbone_addr: Option<Arc<str>>,
 }
 
 /// What the sweep asks a connection to do at its next poll.
@@ -149,6 +156,13 @@ impl Entry {
         count.set(count.get() + bytes as u64);
         self.last_activity.set(now);
         self.blocked_since[direction.index()].set(None);
+    }
+
+    /// As [`Entry::moved`], when there may be none.
+    pub fn moved_if_any(&self, direction: Direction, bytes: usize) {
+        if bytes > 0 {
+            self.moved(direction, bytes);
+        }
     }
 
     /// Bytes carried in `direction` so far, of payload, as accepted by the receiving socket.
@@ -299,11 +313,17 @@ impl Registry {
         Self { entries: RefCell::default(), next_id: Cell::new((worker as u64) << 48) }
     }
 
-    /// Registers a connection until the returned value is dropped.
-    pub fn register(self: &Rc<Self>, door: Door, peer: PeerAddr, settings: Rc<Settings>) -> Registered {
+    /// An id that no connection has, for what fails before it is one.
+    #[must_use]
+    pub fn new_id(&self) -> u64 {
         let id = self.next_id.get() + 1;
         self.next_id.set(id);
-        let entry = Rc::new(Entry::new(id, door, peer, settings));
+        id
+    }
+
+    /// Registers a connection until the returned value is dropped.
+    pub fn register(self: &Rc<Self>, door: Door, peer: PeerAddr, settings: Rc<Settings>) -> Registered {
+        let entry = Rc::new(Entry::new(self.new_id(), door, peer, settings));
         let key = self.entries.borrow_mut().insert(Rc::clone(&entry));
         Registered { entry, key, registry: Rc::clone(self) }
     }

@@ -125,7 +125,12 @@ impl AccessRecord {
         known(line, "src.namespace", &self.source.namespace);
         known(line, "src.cluster", &self.source.cluster);
         known(line, "src.identity", self.source_identity.as_deref().unwrap_or_default());
-        optional(line, "dst.addr", self.upstream.or(self.original_dst));
+        // Of a stream in a tunnel that came in: where the tunnel arrived, not the application behind it.
+        let destination = match self.door {
+            Door::Hbone => self.original_dst.or(self.upstream),
+            Door::Outbound | Door::Inbound | Door::Socks5 => self.upstream.or(self.original_dst),
+        };
+        optional(line, "dst.addr", destination);
         known(line, "dst.hbone_addr", self.hbone_addr.as_deref().unwrap_or_default());
         known(line, "dst.service", &self.service.hostname);
         known(line, "dst.workload", workload_name(&self.destination));

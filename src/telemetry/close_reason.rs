@@ -54,10 +54,24 @@ pub enum ResponseFlag {
     None,
     Connect,
     Deny,
+    TlsFailure,
+    H2Handshake,
+    NetworkPolicy,
+    Identity,
+    Revoked,
 }
 
 impl ResponseFlag {
-    pub const ALL: [Self; 3] = [Self::None, Self::Connect, Self::Deny];
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Connect,
+        Self::Deny,
+        Self::TlsFailure,
+        Self::H2Handshake,
+        Self::NetworkPolicy,
+        Self::Identity,
+        Self::Revoked,
+    ];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -65,6 +79,11 @@ impl ResponseFlag {
             Self::None => "-",
             Self::Connect => "CONNECT",
             Self::Deny => "DENY",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::H2Handshake => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::Identity => "IDENTITY_ERROR",
+            Self::Revoked => "CERT_REVOKED",
         }
     }
 }
@@ -118,6 +137,13 @@ close_reasons! {
     ConnectionLimit = "connection_limit", Proxy, Accept, Connect, "connection failed: too many connections";
     SocksProtocol = "socks_protocol", Downstream, Accept, Connect, "connection failed: not a valid SOCKS5 request";
     SocksTimeout = "socks_timeout", Downstream, Accept, Connect, "connection failed: no complete SOCKS5 request in time";
+    /// A peer that connected to the HBONE door closed before the tunnel was there: a probe, or one that gave up.
+    HandshakeGone = "handshake_gone", Downstream, Accept, None, "the peer went away during the handshake";
+    HandshakeFailed = "handshake_failed", Downstream, Accept, TlsFailure, "tls handshake error";
+    HandshakeTimeout = "handshake_timeout", Downstream, Accept, TlsFailure, "tls handshake error: not complete in time";
+    /// `limits.handshakes`: its time was over before its turn came.
+    HandshakeShed = "handshake_shed", Proxy, Accept, TlsFailure, "tls handshake error: too many at the same time";
+    PrefaceFailed = "preface_failed", Downstream, Accept, H2Handshake, "http2 handshake failed";
     /// The client went away before its request was complete.
     DownstreamGone = "downstream_gone", Downstream, Connect, Connect, "client disconnected before the destination answered";
     /// The destination is one of adit's own ports on this host.
@@ -141,6 +167,30 @@ close_reasons! {
     ConnectError = "connect_error", Proxy, Connect, Connect, "connection failed: no socket";
     /// `preserveSource: require` and the client's address could not be borrowed.
     SourceUnavailable = "source_unavailable", Proxy, Connect, Connect, "connection failed: the client's address cannot be used";
+    /// `inbound.plaintext: deny`.
+    PlaintextDenied = "plaintext_denied", Proxy, Resolve, Deny, "connection failed: plaintext is denied here";
+    /// The request inside a tunnel is not a CONNECT for an address or a name with a port.
+    BadConnect = "bad_connect", Downstream, Resolve, Connect, "no valid authority pseudo header or method";
+    /// The state does not have the workload that this daemon serves, or not the service that a tunnel asks for.
+    UnknownWorkload = "unknown_workload", Proxy, Resolve, Connect, "failed to fetch information about local workload";
+    /// There is no certificate of our own that could be used.
+    NoIdentity = "no_identity", Proxy, Connect, Identity, "identity error: no usable certificate of our own";
+    TunnelConnectTimeout = "tunnel_connect_timeout", Upstream, Connect, NetworkPolicy, "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008";
+    TunnelHandshakeTimeout = "tunnel_handshake_timeout", Upstream, Connect, TlsFailure, "tls handshake error: not complete in time";
+    TlsFailed = "tls_failed", Upstream, Connect, TlsFailure, "tls handshake error";
+    /// The peer is not who the target allows, or cannot prove who it is.
+    PeerRefused = "peer_refused", Proxy, Connect, TlsFailure, "identity verification error: peer did not present the expected SAN";
+    Http2Failed = "preface_refused", Upstream, Connect, H2Handshake, "http2 handshake failed";
+    /// The other end of the tunnel answered with another status than 200.
+    TunnelRefused = "tunnel_refused", Upstream, Connect, Connect, "http status";
+    TunnelResponseTimeout = "tunnel_response_timeout", Upstream, Connect, Connect, "h2 failed: no answer to CONNECT in time";
+    /// The tunnel ended under the connection.
+    TunnelLost = "tunnel_lost", Upstream, Relay, Connect, "h2 failed: the tunnel was lost";
+    /// The tunnel that the connection came in ended under it.
+    TunnelGone = "tunnel_gone", Downstream, Relay, Connect, "h2 failed: the tunnel was lost";
+    PeerRevoked = "peer_revoked", Proxy, Relay, Revoked, "connection closed: peer certificate revoked by CRL";
+    /// No trusted root, or no accepted trust domain, stands behind the peer any more.
+    PeerUntrusted = "peer_untrusted", Proxy, Relay, Deny, "connection closed: the peer is no longer trusted";
     Drain = "drain", Proxy, Drain, Connect, "connection closed due to connection drain";
 }
 

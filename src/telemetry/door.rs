@@ -10,10 +10,12 @@ pub enum Door {
     Outbound,
     Inbound,
     Socks5,
+    /// Tunnels, and each stream inside one.
+    Hbone,
 }
 
 impl Door {
-    pub const ALL: [Self; 3] = [Self::Outbound, Self::Inbound, Self::Socks5];
+    pub const ALL: [Self; 4] = [Self::Outbound, Self::Inbound, Self::Socks5, Self::Hbone];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -21,6 +23,7 @@ impl Door {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
             Self::Socks5 => "socks5",
+            Self::Hbone => "hbone",
         }
     }
 
@@ -28,7 +31,7 @@ impl Door {
     pub const fn direction(self) -> Direction {
         match self {
             Self::Outbound | Self::Socks5 => Direction::Outbound,
-            Self::Inbound => Direction::Inbound,
+            Self::Inbound | Self::Hbone => Direction::Inbound,
         }
     }
 
@@ -47,6 +50,7 @@ impl Door {
             Self::Outbound => Scope::Outbound,
             Self::Inbound => Scope::Inbound,
             Self::Socks5 => Scope::Socks5,
+            Self::Hbone => Scope::Hbone,
         }
     }
 }
@@ -95,10 +99,11 @@ pub enum Scope {
     Outbound,
     Inbound,
     Socks5,
+    Hbone,
 }
 
 impl Scope {
-    pub const ALL: [Self; 4] = [Self::Total, Self::Outbound, Self::Inbound, Self::Socks5];
+    pub const ALL: [Self; 5] = [Self::Total, Self::Outbound, Self::Inbound, Self::Socks5, Self::Hbone];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -107,6 +112,7 @@ impl Scope {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
             Self::Socks5 => "socks5",
+            Self::Hbone => "hbone",
         }
     }
 

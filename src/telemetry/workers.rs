@@ -11,6 +11,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::door::{Door, Reporter, Scope};
 use crate::telemetry::family;
+use crate::telemetry::tunnels::{self, TunnelCounters};
 
 const REASONS: usize = CloseReason::ALL.len();
 const DOORS: usize = Door::ALL.len();
@@ -29,6 +30,7 @@ pub struct WorkerCounters {
     refused: [AtomicU64; SCOPES],
     accept_backoffs: AtomicU64,
     lines_suppressed: AtomicU64,
+    pub tunnels: TunnelCounters,
 }
 
 impl Default for WorkerCounters {
@@ -42,6 +44,7 @@ impl Default for WorkerCounters {
             refused: [const { AtomicU64::new(0) }; SCOPES],
             accept_backoffs: AtomicU64::new(0),
             lines_suppressed: AtomicU64::new(0),
+            tunnels: TunnelCounters::default(),
         }
     }
 }
@@ -210,7 +213,8 @@ impl Workers {
             "adit_log_lines_suppressed",
             "Early failures that were counted instead of logged one by one",
             self.sum(|worker| &worker.lines_suppressed),
-        )
+        )?;
+        tunnels::encode(encoder, &self.lock())
     }
 }
 

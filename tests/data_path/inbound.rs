@@ -203,3 +203,20 @@ fn a_closed_application_port_is_a_reset() {
         }
     });
 }
+
+#[test]
+fn plaintext_that_is_denied_is_reset_except_for_the_ports_of_probes() {
+    isolated(|| {
+        let mut scene = Scene::new(Kind::Redirect, "inbound: { plaintext: deny, plaintextPorts: [8080] }", MESH);
+        scene.adit.expect_log("plaintext_denied");
+        let _denied = Door::open(&scene.lab.adit, 9090);
+        let probed = Door::open(&scene.lab.adit, 8080);
+        for family in Family::BOTH {
+            let (client, end) = fate(&scene.lab.client, at(&scene.lab.adit, family, 9090));
+            assert_eq!(end, End::Reset, "{family:?}");
+            assert_eq!(scene.record(client)["close_reason"], "plaintext_denied");
+            visit(&scene, family, &probed);
+        }
+        scene.adit.stop();
+    });
+}

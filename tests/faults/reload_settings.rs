@@ -17,7 +17,7 @@ const SILENT_PORT: u16 = 9999;
 
 /// Every key that applies live, with a value that is not the default and that would hurt an open connection, if anything
 /// would.
-const LIVE: [(&str, &str); 24] = [
+const LIVE: [(&str, &str); 40] = [
     ("egress", "registryOnly"),
     ("socks5AllowLocal", "true"),
     ("connect.timeout", "10ms"),
@@ -37,6 +37,22 @@ const LIVE: [(&str, &str); 24] = [
     ("limits.outbound", "1"),
     ("limits.inbound", "1"),
     ("limits.socks5", "1"),
+    ("limits.hbone", "1"),
+    ("limits.handshakes", "1"),
+    ("inbound.plaintext", "deny"),
+    ("inbound.plaintextPorts", "[1]"),
+    ("tunnel.connectTimeout", "1ms"),
+    ("tunnel.handshakeTimeout", "1ms"),
+    ("tunnel.responseTimeout", "1ms"),
+    ("tunnel.idleRelease", "1ms"),
+    ("tunnel.maxAge", "1ms"),
+    ("tunnel.maxStreams", "1"),
+    ("tunnel.maxPerPeer", "1"),
+    ("tunnel.pingInterval", "1ms"),
+    ("tunnel.pingTimeout", "1ms"),
+    ("tunnel.streamWindow", "64KiB"),
+    ("tunnel.connectionWindow", "1MiB"),
+    ("tunnel.bufferedBytes", "64MiB"),
     ("shutdown.preDrain", "1s"),
     ("shutdown.deadline", "0s"),
     ("metrics.labels", "[source_workload]"),

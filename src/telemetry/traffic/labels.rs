@@ -23,9 +23,10 @@ static SECURITY: LazyLock<[Arc<str>; 2]> = LazyLock::new(|| ["unknown".into(), "
 static EMPTY: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
 
 /// How a connection was secured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SecurityPolicy {
     /// In the clear; ztunnel's word for it is `unknown`.
+    #[default]
     Unknown,
     MutualTls,
 }
