@@ -1,30 +1,26 @@
-//! What a worker lends to connections while bytes are in flight: copy buffers and splice pipes.
+//! The splice pipes that a worker lends to connections while bytes are in flight. Copy buffers: [`buffers`].
 //!
-//! An idle connection holds neither. Both pools hand out what was returned last (it is warm in the cache), keep a
-//! bounded number and let the rest go. A pipe that still holds bytes is never pooled.
+//! An idle connection holds none. The pool hands out what was returned last (it is warm in the cache), keeps a bounded
+//! number and lets the rest go. A pipe that still holds bytes is never pooled.
 
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
+use crate::net::buffers;
 use crate::net::descriptors::{Budget, Lent};
 
-/// Large enough that a full read means bulk, small enough to stay in the second-level cache.
-pub const BUFFER_BYTES: usize = 64 * 1024;
-const IDLE_BUFFERS: usize = 16;
 /// What a pipe is asked to hold; less is accepted down to [`SMALLEST_PIPE`].
 const PIPE_BYTES: usize = 512 * 1024;
 /// Below this (the user's `fs.pipe-user-pages-soft` is used up) copying is cheaper.
 const SMALLEST_PIPE: usize = 64 * 1024;
 const IDLE_PIPES: usize = 32;
 
-/// Both pools of one worker.
+/// The pipes of one worker.
 #[derive(Debug)]
 pub struct Pool {
-    buffers: RefCell<Vec<Box<[u8]>>>,
     pipes: RefCell<Vec<RawPipe>>,
     budget: Budget,
 }
@@ -40,14 +36,7 @@ struct RawPipe {
 impl Pool {
     #[must_use]
     pub fn new(budget: Budget) -> Rc<Self> {
-        Rc::new(Self { buffers: RefCell::default(), pipes: RefCell::default(), budget })
-    }
-
-    /// Lends a buffer of [`BUFFER_BYTES`].
-    #[must_use]
-    pub fn buffer(self: &Rc<Self>) -> Buffer {
-        let bytes = self.buffers.borrow_mut().pop().unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());
-        Buffer { bytes, pool: Rc::clone(self) }
+        Rc::new(Self { pipes: RefCell::default(), budget })
     }
 
     /// Lends an empty pipe, or none when descriptors or the user's pipe memory are used up.
@@ -65,43 +54,13 @@ impl Pool {
         (size >= SMALLEST_PIPE).then_some(RawPipe { read, write, size, _lent: lent })
     }
 
-    /// Lets go of half of what lies idle; called by the sweep, so a burst's memory is returned within seconds.
+    /// Lets go of half of what lies idle, buffers too; called by the sweep, so a burst's memory is returned within
+    /// seconds.
     pub fn shrink(&self) {
-        fn halve<T>(idle: &mut Vec<T>) {
-            idle.truncate(idle.len() / 2);
-        }
-        halve(&mut self.buffers.borrow_mut());
-        halve(&mut self.pipes.borrow_mut());
-    }
-}
-
-/// A lent buffer; goes back when dropped. Its content is whatever the last user left.
-#[derive(Debug)]
-pub struct Buffer {
-    bytes: Box<[u8]>,
-    pool: Rc<Pool>,
-}
-
-impl Deref for Buffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let mut buffers = self.pool.buffers.borrow_mut();
-        if buffers.len() < IDLE_BUFFERS {
-            buffers.push(std::mem::take(&mut self.bytes));
-        }
+        buffers::shrink();
+        let mut pipes = self.pipes.borrow_mut();
+        let half = pipes.len() / 2;
+        pipes.truncate(half);
     }
 }
 
@@ -168,20 +127,6 @@ mod tests {
 
     fn pool() -> Rc<Pool> {
         Pool::new(Budget::new(1000, 0))
-    }
-
-    #[test]
-    fn what_is_returned_is_lent_again_and_the_rest_is_let_go() {
-        let pool = pool();
-        let mut buffer = pool.buffer();
-        buffer[0] = 42;
-        drop(buffer);
-        assert_eq!(pool.buffer()[0], 42);
-        let many: Vec<_> = (0..2 * IDLE_BUFFERS).map(|_| pool.buffer()).collect();
-        drop(many);
-        assert_eq!(pool.buffers.borrow().len(), IDLE_BUFFERS);
-        pool.shrink();
-        assert_eq!(pool.buffers.borrow().len(), IDLE_BUFFERS / 2);
     }
 
     #[test]

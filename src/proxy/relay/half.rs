@@ -14,7 +14,8 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::proxy::pool::{Buffer, Pipe, Pool};
+use crate::net::buffers::{self, Buffer};
+use crate::proxy::pool::{Pipe, Pool};
 use crate::proxy::registry::{Direction, Entry};
 
 /// Reads in one poll before other connections of the worker get their turn.
@@ -150,7 +151,7 @@ impl<'a> Half<'a> {
         }
         let mut buffer = match std::mem::replace(&mut self.held, Held::Nothing) {
             Held::Copied { buffer, .. } => buffer,
-            Held::Nothing | Held::Spliced(_) => pool.buffer(),
+            Held::Nothing | Held::Spliced(_) => buffers::lend(),
         };
         let result = receive(self.from, &mut buffer);
         if let Ok(count) = result {
