@@ -7,9 +7,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -74,11 +75,27 @@ pub async fn dial(address: UpstreamAddr, options: DialOptions, own: &OwnSockets)
         let local = socket.local_addr().map_err(fail)?.as_socket().map_or(address.socket_addr(), canonical);
         own.remember(local, options.way)
     };
-    let stream = TcpStream::from_std(socket.into()).map_err(DialError::Socket)?;
-    stream.ready(Interest::WRITABLE).await.map_err(fail)?;
-    match stream.take_error().map_err(fail)? {
-        None => Ok(Dialled { stream, own }),
-        Some(error) => Err(fail(error)),
+    let mut dialling = Dialling(Some(TcpStream::from_std(socket.into()).map_err(DialError::Socket)?));
+    let established = |stream: &TcpStream| stream.take_error().and_then(|error| error.map_or(Ok(()), Err));
+    if let Some(stream) = &dialling.0 {
+        stream.ready(Interest::WRITABLE).await.and_then(|_| established(stream)).map_err(fail)?;
+    }
+    match dialling.0.take() {
+        Some(stream) => Ok(Dialled { stream, own }),
+        None => Err(DialError::Socket(Errno::BADF.into())),
+    }
+}
+
+/// A socket whose connection nobody has heard of yet. The far side may have accepted it all the same: whoever gives up on
+/// it then must not let that look like a client that came, said nothing and ended in order.
+struct Dialling(Option<TcpStream>);
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            // A socket that refuses the option is already gone.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 
@@ -126,6 +143,23 @@ mod tests {
         assert!(own.contains(peer));
         drop(dialled);
         assert!(!own.contains(peer));
+    }
+
+    #[tokio::test]
+    async fn giving_up_on_a_connection_that_was_just_accepted_resets_it() {
+        let listener = loopback_listener();
+        let own = OwnSockets::default();
+        let address = UpstreamAddr::new(listener.local_addr().expect("address"));
+        {
+            let mut dialling = Box::pin(dial(address, PLAIN, &own));
+            let waker = std::task::Waker::noop();
+            // Nothing has told the runtime yet that the kernels have connected.
+            assert!(dialling.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+        }
+        let mut accepted = listener.accept().expect("accept").0;
+        accepted.set_read_timeout(Some(Duration::from_secs(10))).expect("SO_RCVTIMEO");
+        let error = io::Read::read(&mut accepted, &mut [0]).expect_err("a reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]
