@@ -82,6 +82,12 @@ impl SpiffeId {
         &self.uri
     }
 
+    /// The URI, to be kept without copying it.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.uri)
+    }
+
     #[must_use]
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

@@ -39,6 +39,7 @@ pub(super) fn workload(uid: &str) -> Workload {
         canonical_name: "".into(),
         canonical_revision: "".into(),
         labels: Arc::default(),
+        identity: Arc::default(),
     }
 }
 

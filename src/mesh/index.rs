@@ -58,6 +58,19 @@ impl Index {
             .or_else(|| self.service_by_range(network, ip, client_namespace))
     }
 
+    /// All services at the address, exact or by range, whoever may see them; the exact ones first.
+    pub(super) fn services_at(&self, network: &str, ip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+        let ip = ip.to_canonical();
+        let exact = self.vips.get(&NetworkIpRef { network, ip });
+        let ranges = self.ranges.get(network).into_iter().flat_map(move |ranges| {
+            ranges
+                .iter()
+                .filter(move |((v6, _), _)| *v6 == ip.is_ipv6())
+                .filter_map(move |((_, Reverse(length)), starts)| starts.get(&IpNet::new(ip, *length).ok()?.network()))
+        });
+        exact.into_iter().chain(ranges).flat_map(ServiceSlot::iter)
+    }
+
     /// Whether no service was indexed anew between the two.
     #[cfg(test)]
     pub(super) fn shares_services_with(&self, other: &Self) -> bool {

@@ -45,6 +45,15 @@ pub struct ServiceState {
     pub endpoints: Vector<Arc<Endpoint>>,
 }
 
+impl ServiceState {
+    /// The endpoint that is the workload of that uid.
+    #[must_use]
+    pub fn endpoint(&self, uid: &str) -> Option<&Arc<Endpoint>> {
+        let at = self.endpoints.binary_search_by(|endpoint| (*endpoint.workload.uid).cmp(uid)).ok()?;
+        self.endpoints.get(at)
+    }
+}
+
 /// One workload behind a service.
 #[derive(Debug, Clone)]
 pub struct Endpoint {

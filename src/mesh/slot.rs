@@ -135,6 +135,15 @@ impl ServiceSlot {
             Self::Many(shared) => shared.find(client_namespace),
         }
     }
+
+    /// All of them, whoever may see them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let (one, many) = match self {
+            Self::One(service) => (Some(service), None),
+            Self::Many(shared) => (None, Some(shared.own.values())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
 }
 
 impl SharedSlot {

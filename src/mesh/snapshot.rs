@@ -60,6 +60,19 @@ impl Snapshot {
         self.state_of(&self.index.service(network, ip, client_namespace)?.key)
     }
 
+    /// All services at the address, exact or by range, whoever may see them. For a waypoint, which serves services that
+    /// its own namespace may not see.
+    pub fn services_at(&self, network: &str, ip: IpAddr) -> impl Iterator<Item = &Arc<ServiceState>> {
+        self.index.services_at(network, ip).filter_map(|service| self.state_of(&service.key))
+    }
+
+    /// The services that a workload is an endpoint of: those that it names, then those that name it.
+    pub fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<ServiceState>> {
+        let naming = self.tables.referrers.get(&workload.uid).into_iter().flatten();
+        let naming = naming.filter(|key| !workload.services.contains_key(*key));
+        workload.services.keys().chain(naming).filter_map(|key| self.state_of(key))
+    }
+
     /// The service of that host name, in any case and with or without the root's dot; precedence as for addresses.
     #[must_use]
     pub fn service_by_host(&self, hostname: &str, client_namespace: &str) -> Option<&Arc<ServiceState>> {

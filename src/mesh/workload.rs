@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::identity::SpiffeId;
 use crate::mesh::ServiceKey;
 use crate::telemetry::PeerLabels;
 
@@ -43,6 +44,8 @@ pub struct Workload {
     pub canonical_revision: Arc<str>,
     /// Computed when the workload enters the state.
     pub labels: Arc<PeerLabels>,
+    /// Its one identity, as the peer of a tunnel; none if its names do not make one. Computed likewise.
+    pub identity: Arc<[SpiffeId]>,
 }
 
 /// What a workload accepts.

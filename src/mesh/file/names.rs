@@ -1,15 +1,17 @@
 //! Names that repeat (namespaces, accounts, networks, service keys) are kept once per load and shared by `Arc`.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::identity::SpiffeId;
 use crate::mesh::ServiceKey;
 
 /// Lives as long as one load; what it handed out lives on.
 #[derive(Debug, Default)]
 pub(in crate::mesh) struct Names {
     known: RefCell<HashSet<Arc<str>>>,
+    identities: RefCell<HashMap<Arc<str>, Arc<[SpiffeId]>>>,
 }
 
 impl Names {
@@ -21,6 +23,13 @@ impl Names {
         let shared: Arc<str> = name.into();
         known.insert(Arc::clone(&shared));
         shared
+    }
+
+    /// The identity that a principal is; none if it breaks SPIFFE's grammar.
+    pub(super) fn identity(&self, principal: &Arc<str>) -> Arc<[SpiffeId]> {
+        let mut identities = self.identities.borrow_mut();
+        let known = identities.entry(Arc::clone(principal));
+        Arc::clone(known.or_insert_with(|| principal.parse::<SpiffeId>().into_iter().collect()))
     }
 
     pub(super) fn key(&self, namespace: &str, hostname: &str) -> ServiceKey {

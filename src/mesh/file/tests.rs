@@ -324,6 +324,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         canonical_name: more.1,
         canonical_revision: more.5,
         labels: Arc::default(),
+        identity: Arc::default(),
     })
 }
 
@@ -383,7 +384,8 @@ proptest! {
         for text in [json.to_string(), serde_yaml::to_string(&json).unwrap()] {
             let after = parsed(&text);
             let (old, new) = (&before.workloads[0].1, &after.workloads[0].1);
-            prop_assert_eq!(&Workload { labels: Arc::clone(&new.labels), ..Workload::clone(old) }, &**new);
+            let (labels, identity) = (Arc::clone(&new.labels), Arc::clone(&new.identity));
+            prop_assert_eq!(&Workload { labels, identity, ..Workload::clone(old) }, &**new);
             let (old, new) = (&before.services[0].1, &after.services[0].1);
             let labels = Arc::clone(&new.service.labels);
             prop_assert_eq!(&Service { labels, ..Service::clone(&old.service) }, &*new.service);

@@ -100,6 +100,7 @@ pub(super) fn read(cursor: &Cursor<'_>, names: &Names) -> Option<Workload> {
             canonical_name: text("canonicalName"),
             canonical_revision: text("canonicalRevision"),
             labels: Arc::default(),
+            identity: Arc::default(),
         },
     ))
 }
@@ -143,6 +144,7 @@ fn locality(cursor: &Cursor<'_>, names: &Names) -> Option<Locality> {
 fn labelled(names: &Names, mut workload: Workload) -> Workload {
     let Workload { trust_domain, namespace, service_account, .. } = &workload;
     let principal = names.share(&format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"));
+    workload.identity = names.identity(&principal);
     let of_name = if workload.workload_name.is_empty() { &workload.name } else { &workload.workload_name };
     workload.labels = Arc::new(PeerLabels {
         name: Arc::clone(&workload.name),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::mesh::fixture::{key, service, spec, workload};
 use crate::mesh::service::{Service, Visibility};
-use crate::mesh::spec::ExplicitEndpoint;
+use crate::mesh::spec::{ExplicitEndpoint, ServiceSpec};
 use crate::mesh::workload::{Health, NetworkMode, Protocol};
 use crate::mesh::{Change, SnapshotBuilder};
 
@@ -46,6 +46,64 @@ fn host(found: Option<&Arc<ServiceState>>) -> String {
 
 fn endpoints(state: &ServiceState) -> Vec<&str> {
     state.endpoints.iter().map(|endpoint| &*endpoint.workload.uid).collect()
+}
+
+#[test]
+fn all_services_at_an_address_whoever_may_see_them() {
+    let at = |name: &str, visibility, vips: &[&str], cidrs: &[&str]| {
+        put_service(Service {
+            visibility,
+            vips: vips.iter().map(|vip| ("n".into(), ip(vip))).collect(),
+            cidr_vips: cidrs.iter().map(|cidr| ("n".into(), net(cidr))).collect(),
+            ..service(name, name)
+        })
+    };
+    let snapshot = build([
+        at("a", Visibility::Namespace, &["10.0.0.1"], &[]),
+        at("b", Visibility::Public, &["10.0.0.1"], &[]),
+        at("c", Visibility::Namespace, &[], &["10.0.0.0/24"]),
+        at("d", Visibility::Public, &[], &["10.0.0.0/8", "::/0"]),
+    ]);
+    let found = |network: &str, address: &str| -> Vec<String> {
+        snapshot.services_at(network, ip(address)).map(|state| state.service.key.namespace.to_string()).collect()
+    };
+    assert_eq!(found("n", "10.0.0.1"), ["a", "b", "c", "d"]);
+    assert_eq!(found("n", "::ffff:10.0.0.2"), ["c", "d"]);
+    assert_eq!(found("n", "10.9.0.1"), ["d"]);
+    assert_eq!(found("n", "fd00::1"), ["d"]);
+    assert_eq!(found("n", "192.0.2.1"), [""; 0]);
+    assert_eq!(found("other", "10.0.0.1"), [""; 0]);
+}
+
+#[test]
+fn the_services_of_a_workload_named_by_either_side() {
+    let explicit =
+        |uid: &str| ExplicitEndpoint { workload_uid: uid.into(), ports: BTreeMap::new(), status: Health::Healthy };
+    let listing = |name: &str, uids: &[&str]| {
+        let endpoints = uids.iter().map(|uid| explicit(uid)).collect();
+        Change::PutService(Arc::new(ServiceSpec { service: Arc::new(service("s", name)), endpoints }))
+    };
+    let naming = |names: &[&str]| names.iter().map(|name| (key("s", name), BTreeMap::new())).collect();
+    let snapshot = build([
+        put(Workload { services: naming(&["a", "both", "undefined"]), ..workload("w") }),
+        put(workload("other")),
+        put_service(service("s", "a")),
+        put_service(service("s", "unrelated")),
+        listing("both", &["other", "w"]),
+        listing("lists", &["other", "w", "nobody"]),
+    ]);
+    let services = |uid: &str| -> Vec<String> {
+        let workload = snapshot.workload_by_uid(uid).expect("a workload");
+        snapshot.services_of(workload).map(|state| state.service.key.to_string()).collect()
+    };
+    assert_eq!(services("w"), ["s/a", "s/both", "s/lists"]);
+    assert_eq!(services("other"), ["s/both", "s/lists"]);
+    for state in snapshot.services() {
+        for uid in ["w", "other", "nobody", ""] {
+            let found = state.endpoint(uid).map(|endpoint| &*endpoint.workload.uid);
+            assert_eq!(found, endpoints(state).contains(&uid).then_some(uid));
+        }
+    }
 }
 
 #[test]
