@@ -17,6 +17,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod files;
+pub mod hbone;
 pub mod identity;
 pub mod lifecycle;
 pub mod mesh;
