@@ -1,4 +1,5 @@
-//! Relay: carries bytes both ways between two established sockets with TCP's own semantics.
+//! Relay: carries bytes both ways between two established sockets with TCP's own semantics; [`stream`] does it between
+//! a socket and a stream of a tunnel.
 //!
 //! In: both streams, the connection's [`Entry`], the worker's [`Pool`]. Out: an [`Outcome`]; when it returns, dropping
 //! the sockets ends the connection as it should.
@@ -12,10 +13,12 @@
 
 mod finish;
 mod half;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use finish::{reset, say_goodbye};
+pub use stream::relay_stream;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -28,6 +31,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::config::Settings;
 use crate::config::settings::Keepalive;
 use crate::net::listen::set_keepalive;
 use crate::net::sockopt::tcp_info;
@@ -46,6 +50,17 @@ pub struct RelayOptions {
     pub keepalive: Keepalive,
 }
 
+impl RelayOptions {
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            zero_copy: settings.relay.zero_copy,
+            reset_flush: settings.relay.reset_flush,
+            keepalive: settings.keepalive,
+        }
+    }
+}
+
 /// Unanswered probes after which a peer whose window was closed counts as gone.
 const LOST_PROBES: u8 = 4;
 
@@ -54,8 +69,10 @@ const LOST_PROBES: u8 = 4;
 pub enum Outcome {
     /// Both directions ended by FIN.
     Finished,
-    /// One side's socket failed.
+    /// One side's socket or stream failed.
     Broken { side: Side, errno: Option<i32> },
+    /// The tunnel ended under the stream that was this side.
+    TunnelLost { side: Side },
     /// adit ended it.
     Killed(CloseReason),
 }
@@ -64,11 +81,12 @@ impl Outcome {
     /// The word for logs and metrics.
     #[must_use]
     pub fn close_reason(self) -> CloseReason {
-        let Self::Broken { side, errno } = self else {
-            return match self {
-                Self::Killed(reason) => reason,
-                Self::Finished | Self::Broken { .. } => CloseReason::Finished,
-            };
+        let (side, errno) = match self {
+            Self::Finished => return CloseReason::Finished,
+            Self::Killed(reason) => return reason,
+            Self::TunnelLost { side: Side::Downstream } => return CloseReason::TunnelGone,
+            Self::TunnelLost { .. } => return CloseReason::TunnelLost,
+            Self::Broken { side, errno } => (side, errno),
         };
         let down = matches!(side, Side::Downstream);
         let is = |errnos: &[Errno]| errnos.iter().any(|known| errno == Some(known.raw_os_error()));
@@ -235,20 +253,27 @@ impl<'a> Relaying<'a> {
         if blocked && let Ok(Some(error)) = reading.take_error() {
             return Some(self.broken(direction, &HalfError::Read(error)));
         }
-        let writing = self.halves[index].to;
-        if !blocked {
-            if std::mem::take(&mut self.lifted[index]) {
-                let _ = SockRef::from(writing).set_tcp_user_timeout(user_timeout);
-            }
-            return None;
-        }
-        let info = tcp_info(writing).ok()?;
-        if self.lifted[index] && info.probes >= LOST_PROBES {
-            return Some(self.broken(direction, &HalfError::Write(Errno::TIMEDOUT.into())));
-        }
-        if !self.lifted[index] && user_timeout.is_some() && info.snd_wnd < info.snd_mss {
-            self.lifted[index] = SockRef::from(writing).set_tcp_user_timeout(None).is_ok();
-        }
-        None
+        let gone = is_gone(self.halves[index].to, blocked, &mut self.lifted[index], user_timeout);
+        gone.then(|| self.broken(direction, &HalfError::Write(Errno::TIMEDOUT.into())))
     }
+}
+
+/// Tells a silent peer from a full one, on the socket of a write that is, or was, `blocked` for long; `lifted` says
+/// whether its user timeout is off meanwhile.
+fn is_gone(writing: &TcpStream, blocked: bool, lifted: &mut bool, user_timeout: Option<Duration>) -> bool {
+    if !blocked {
+        if std::mem::take(lifted) {
+            // A socket that refuses the option is gone, and says so when it is used.
+            let _ = SockRef::from(writing).set_tcp_user_timeout(user_timeout);
+        }
+        return false;
+    }
+    let Ok(info) = tcp_info(writing) else { return false };
+    if *lifted && info.probes >= LOST_PROBES {
+        return true;
+    }
+    if !*lifted && user_timeout.is_some() && info.snd_wnd < info.snd_mss {
+        *lifted = SockRef::from(writing).set_tcp_user_timeout(None).is_ok();
+    }
+    false
 }

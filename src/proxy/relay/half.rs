@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
+use rustix::net::SendAncillaryBuffer;
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -232,12 +233,27 @@ impl<'a> Half<'a> {
 
 /// Reads what is there. A read that did not fill the buffer has emptied the socket, so its readiness is cleared at once:
 /// that spares the read that would only say EAGAIN. (Bytes that arrive in between raise a new event.)
-fn receive(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn receive(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     let mut short = None;
     let result = from.try_io(Interest::READABLE, || {
         let size = buffer.len();
         let (count, _) = rustix::net::recv(from, &mut *buffer, rustix::net::RecvFlags::empty())?;
         if 0 < count && count < size {
+            short = Some(count);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(count)
+    });
+    short.map_or(result, Ok)
+}
+
+/// Writes what fits of several pieces; else as [`send`].
+pub(super) fn send_vectored(to: &TcpStream, pieces: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    let mut short = None;
+    let result = to.try_io(Interest::WRITABLE, || {
+        let mut nothing = SendAncillaryBuffer::default();
+        let count = rustix::net::sendmsg(to, pieces, &mut nothing, rustix::net::SendFlags::NOSIGNAL)?;
+        if 0 < count && count < pieces.iter().map(|piece| piece.len()).sum() {
             short = Some(count);
             return Err(io::ErrorKind::WouldBlock.into());
         }
