@@ -2,15 +2,22 @@
 //!
 //! ```text
 //! io       TLS over a socket, made for bulk            request  the CONNECT request and its answer, as pure functions
-//! tunnel   one connection between two workloads
+//! tunnel   one connection between two workloads        client, pool: who makes them
 //! stream   one connection inside a tunnel              window   how much tunnels may hold, and HTTP/2's limits
 //! ```
 
+pub mod client;
 pub mod io;
+pub mod pool;
 pub mod request;
 pub mod stream;
 pub mod tunnel;
 pub mod window;
 
+pub use client::{Dial, OpenError, Opened};
+pub use pool::{Pool, TunnelKey};
 pub use stream::{Chunk, Stream, StreamError};
 pub use tunnel::{Lease, Tunnel, Tunnels};
+
+/// Where workloads listen for tunnels.
+pub const PORT: u16 = 15008;

@@ -1,0 +1,116 @@
+//! The task behind a pooled tunnel: makes it, drives it to its end. It belongs to the pool and to nobody who waits.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use tokio::time::sleep_until;
+
+use crate::config::settings::Tunnel as Limits;
+use crate::hbone::client::{Dial, Driving, Established, OpenError, Plan, establish};
+use crate::hbone::pool::row::{Promise, Row};
+use crate::hbone::pool::{Books, Pool};
+use crate::hbone::tunnel::{Pulse, Tunnels, Wire, drive};
+use crate::identity::TlsGeneration;
+use crate::identity::verify::Usage;
+use crate::telemetry::TunnelEnd;
+
+/// What an attempt needs of the pool; holding the pool itself would keep it alive.
+pub(super) struct Attempt {
+    pub(super) pool: Weak<Pool>,
+    pub(super) dial: Rc<dyn Dial>,
+    pub(super) tunnels: Rc<Tunnels>,
+    pub(super) tls: Option<Arc<TlsGeneration>>,
+    pub(super) row: Rc<Row>,
+    pub(super) promise: Promise,
+    pub(super) next_serial: Rc<Cell<u64>>,
+    pub(super) limits: Limits,
+    pub(super) books: Books,
+}
+
+impl Attempt {
+    pub(super) async fn run(self) {
+        let Self { pool, dial, tunnels, tls, row, promise, next_serial, limits, books } = self;
+        let established = match tls {
+            None => Err(OpenError::NoIdentity),
+            Some(tls) => {
+                let config = row.config(&tls);
+                let address = row.key.address;
+                let (limits, windows) = (&limits, &books.windows);
+                let plan = Plan { address, dial: &*dial, tls, config, limits, windows, next_serial: &next_serial };
+                Box::pin(establish(plan, |stage| row.set_stage(stage))).await
+            }
+        };
+        match established {
+            Err(error) => {
+                books.failed(&error);
+                promise.fail(&error);
+            }
+            Ok(established) => {
+                let client = Rc::clone(&established.client);
+                let _listed = tunnels.list(&client.tunnel);
+                let _counted = books.peers.join(&client.tunnel.about.identity, Usage::Server);
+                row.add(&client);
+                serve(&pool, &row);
+                Box::pin(live(&pool, &row, established, promise, &limits)).await;
+                row.forget(&client);
+            }
+        }
+        serve(&pool, &row);
+        if let Some(pool) = pool.upgrade() {
+            pool.tidy(&row);
+        }
+    }
+}
+
+/// Drives the tunnel to its end; meanwhile the promise is kept or broken.
+async fn live(pool: &Weak<Pool>, row: &Rc<Row>, established: Established, promise: Promise, limits: &Limits) {
+    let Established { client, connection, io, handle, grant, own, settle_by } = established;
+    let moved = {
+        let (pool, row) = (Weak::clone(pool), Rc::clone(row));
+        move || {
+            if row.has_waiters() {
+                serve(&pool, &row);
+            }
+        }
+    };
+    let (driving, pings) = Driving::new(connection, io, Rc::clone(&client), moved);
+    let pulse = Pulse { interval: limits.ping_interval, timeout: limits.ping_timeout };
+    let wire = Wire { handle: Some(handle), pings, pulse };
+    let promise = RefCell::new(Some(promise));
+    let driven = async {
+        Box::pin(drive(&client.tunnel, driving, wire)).await;
+        drop((own, grant));
+        if let Some(promise) = promise.take() {
+            promise.fail(&client.unsettled());
+        }
+    };
+    let settling = async {
+        tokio::select! {
+            biased;
+            () = client.settled() => {
+                let why = promise.take().and_then(|promise| promise.keep(&client));
+                serve(pool, row);
+                let why = why.or_else(|| pool.upgrade().and_then(|pool| pool.unwanted(&client)));
+                if let Some(why) = why {
+                    client.retire(why);
+                }
+            }
+            // The driver breaks the promise.
+            () = sleep_until(settle_by) => client.tunnel.cut(TunnelEnd::Http2),
+        }
+    };
+    let mut driven = std::pin::pin!(driven);
+    tokio::select! {
+        biased;
+        () = &mut driven => return,
+        () = settling => {}
+    }
+    driven.await;
+}
+
+fn serve(pool: &Weak<Pool>, row: &Rc<Row>) {
+    if let Some(pool) = pool.upgrade() {
+        pool.serve(row);
+    }
+}
