@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! io       TLS over a socket, made for bulk            request  the CONNECT request and its answer, as pure functions
-//! tunnel   one connection between two workloads        client, pool: who makes them
+//! tunnel   one connection between two workloads        client, pool, server: who makes them, and who takes streams
 //! stream   one connection inside a tunnel              window   how much tunnels may hold, and HTTP/2's limits
 //! ```
 
@@ -10,6 +10,7 @@ pub mod client;
 pub mod io;
 pub mod pool;
 pub mod request;
+pub mod server;
 pub mod stream;
 pub mod tunnel;
 pub mod window;

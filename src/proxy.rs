@@ -12,6 +12,7 @@ pub mod accept;
 pub mod account;
 pub mod balance;
 pub mod connect;
+pub mod handshakes;
 pub mod inbound;
 pub mod limits;
 pub mod loops;
