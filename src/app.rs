@@ -27,7 +27,7 @@ use crate::mesh::FileSource;
 use crate::net::{capability, descriptors};
 use crate::telemetry::Logger;
 
-use daemon::Daemon;
+use daemon::{Basis, Daemon};
 use doors::Doors;
 
 /// How long the log may take to be written out at the end.
@@ -105,8 +105,16 @@ async fn start(launch: Launch, logger: Logger) -> Result<()> {
     let mesh = FileSource::load_initial(settings.mesh.files.clone(), Pace::default(), WatchMode::Events)
         .await
         .map_err(Invalid)?;
-    let daemon = Daemon::new(&settings, machine, &doors, &mesh, &logger, started, workers);
-    let daemon = daemon.with_identity(&settings, plan);
+    let daemon = Daemon::new(Basis {
+        settings: &settings,
+        machine,
+        doors: &doors,
+        mesh: &mesh,
+        logger: &logger,
+        started,
+        workers,
+        plan,
+    });
     Box::pin(daemon.serve(sources, settings, doors, mesh, demo, signals)).await
 }
 

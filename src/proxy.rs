@@ -5,11 +5,12 @@
 //! ```
 //!
 //! The doors differ only in how they learn where a connection is going: [`outbound`] and [`inbound`] ask the kernel,
-//! [`socks5`] asks the client. A connection registers before it reads the snapshot, so that no change of state can fall
+//! [`socks5`] asks the client, [`tunnelled`] reads the request of each stream in a tunnel. A connection registers before it reads the snapshot, so that no change of state can fall
 //! between. The set-up is boxed and gone before the relay starts: what lives as long as the connection is small.
 
 pub mod accept;
 pub mod account;
+pub mod baggage;
 pub mod balance;
 pub mod connect;
 pub mod handshakes;
@@ -26,6 +27,7 @@ pub mod relay;
 pub mod resolve;
 pub mod socks5;
 pub mod sweep;
+pub mod tunnelled;
 pub mod worker;
 
 use std::pin::pin;
@@ -39,13 +41,13 @@ use crate::net::descriptors::Lent;
 use crate::net::dial::Dialled;
 use crate::net::own_sockets::OwnSocket;
 use crate::proxy::account::Ending;
-use crate::proxy::connect::{ConnectError, Connected};
+use crate::proxy::connect::{ConnectError, Connected, Tunnelled, Via};
 use crate::proxy::limits::Admitted;
 use crate::proxy::registry::{Entry, Registered, State};
-use crate::proxy::relay::{RelayOptions, Sockets, relay, reset, say_goodbye};
+use crate::proxy::relay::{RelayOptions, Sockets, relay, relay_stream, reset, say_goodbye};
 use crate::proxy::worker::{Accepted, Worker};
 use crate::telemetry::access::Attempt;
-use crate::telemetry::{CloseReason, Door, PeerText};
+use crate::telemetry::{CloseReason, Door, PeerText, Side};
 
 /// How long a client that got an answer in words may take to close.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -53,8 +55,11 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// What an idle connection may hold beside its sockets and its registry entry, in bytes.
 const LARGEST_TASK: usize = 1024;
 
-/// Starts the task of a connection.
+/// Starts the task of a connection, or of what brings many.
 pub fn carry(worker: &Rc<Worker>, accepted: Accepted<TcpStream>) {
+    if accepted.door == Door::Hbone {
+        return tunnelled::arrive(worker, accepted);
+    }
     let Accepted { door, stream, peer, admitted, lent } = accepted;
     let registered = worker.registry.register(door, peer, worker.settings());
     worker.counters.opened(door);
@@ -68,8 +73,15 @@ pub fn carry(worker: &Rc<Worker>, accepted: Accepted<TcpStream>) {
 async fn serve(worker: Rc<Worker>, entry: Registered, downstream: TcpStream, counted: (Admitted, Lent)) {
     let mut ending = Ending::new(CloseReason::Finished);
     match Box::pin(set_up(&worker, &entry, downstream, &mut ending)).await {
-        Ok(ready) => {
-            ending.reason = relay(&ready.sockets, &entry, &worker.pool, &ready.options).await.close_reason();
+        Ok(Ready { downstream, upstream: Upstream::Socket { stream: upstream, own }, options }) => {
+            let sockets = Sockets { downstream, upstream };
+            ending.reason = relay(&sockets, &entry, &worker.pool, &options).await.close_reason();
+            drop(own);
+        }
+        Ok(Ready { downstream, upstream: Upstream::Tunnel(mut tunnelled), options }) => {
+            let stream = &mut tunnelled.stream;
+            let relaying = Box::pin(relay_stream(&downstream, stream, Side::Upstream, &entry, &options));
+            ending.reason = relaying.await.close_reason();
         }
         Err(Refusal { reason, detail }) => {
             ending.reason = reason;
@@ -83,10 +95,19 @@ async fn serve(worker: Rc<Worker>, entry: Registered, downstream: TcpStream, cou
 
 /// A connection that is ready to be relayed.
 struct Ready {
-    sockets: Sockets,
-    /// Keeps the upstream socket known as ours.
-    _own: OwnSocket,
+    downstream: TcpStream,
+    upstream: Upstream,
     options: RelayOptions,
+}
+
+/// What carries it on.
+enum Upstream {
+    /// `own` keeps the socket known as ours.
+    Socket {
+        stream: TcpStream,
+        own: OwnSocket,
+    },
+    Tunnel(Box<Tunnelled>),
 }
 
 /// Why it is not. The downstream socket is closed by whoever makes this.
@@ -117,7 +138,7 @@ async fn set_up(
             match entry.door {
                 Door::Outbound => outbound::open(&mut opening).await,
                 Door::Inbound => inbound::open(&mut opening).await,
-                // Never: nothing opens this door yet.
+                // Never: its sockets are tunnels, whose streams have a set-up of their own.
                 Door::Hbone => Err(CloseReason::NoOriginalDst.into()),
                 // Boxed again: it is twice the size of the others, which should not pay for it.
                 Door::Socks5 => Box::pin(socks5::open(&mut opening)).await,
@@ -132,14 +153,12 @@ async fn set_up(
         account::open(worker, entry);
     }
     match result {
-        Ok(Connected { dialled, .. }) => {
-            let options = RelayOptions {
-                zero_copy: settings.relay.zero_copy,
-                reset_flush: settings.relay.reset_flush,
-                keepalive: settings.keepalive,
+        Ok(Connected { via, .. }) => {
+            let upstream = match via {
+                Via::Socket(Dialled { stream, own }) => Upstream::Socket { stream, own },
+                Via::Tunnel(tunnelled) => Upstream::Tunnel(tunnelled),
             };
-            let Dialled { stream: upstream, own } = dialled;
-            Ok(Ready { sockets: Sockets { downstream, upstream }, _own: own, options })
+            Ok(Ready { downstream, upstream, options: RelayOptions::of(&settings) })
         }
         Err(refusal) => {
             // A SOCKS5 client has been told why, in words that a reset would destroy.

@@ -23,6 +23,7 @@ use crate::app::{demo, preserve, shutdown};
 use crate::config::auto::{self, Machine};
 use crate::config::settings::{AdminAddr, PreserveSource};
 use crate::config::{Settings, Sources};
+use crate::hbone::window::Windows;
 use crate::identity::plan::{self, Plan};
 use crate::identity::rotation::Terms;
 use crate::identity::tls::system_clock;
@@ -32,6 +33,7 @@ use crate::mesh::{Initial, MeshStatus};
 use crate::net::descriptors::{self, Budget};
 use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
+use crate::proxy::handshakes::Slots;
 use crate::proxy::limits::ConnectionLimits;
 use crate::proxy::worker::{self, Command, Post, Shared};
 use crate::telemetry::door::Scope;
@@ -60,17 +62,22 @@ pub(super) struct Daemon {
     identity: Option<(Rotator, Rotation)>,
 }
 
+/// What a daemon is made from.
+pub(super) struct Basis<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) machine: Machine,
+    pub(super) doors: &'a Doors,
+    pub(super) mesh: &'a Initial,
+    pub(super) logger: &'a Logger,
+    pub(super) started: Instant,
+    pub(super) workers: usize,
+    pub(super) plan: Option<Plan>,
+}
+
 impl Daemon {
     #[must_use]
-    pub(super) fn new(
-        settings: &Settings,
-        machine: Machine,
-        doors: &Doors,
-        mesh: &Initial,
-        logger: &Logger,
-        started: Instant,
-        workers: usize,
-    ) -> Self {
+    pub(super) fn new(basis: Basis<'_>) -> Self {
+        let Basis { settings, machine, doors, mesh, logger, started, workers, plan } = basis;
         let (sender, settings_reader) = watch::channel(Arc::new(settings.clone()));
         let (posts, commands) = (0..workers)
             .map(|_| {
@@ -78,17 +85,27 @@ impl Daemon {
                 (Post { commands, load: AtomicUsize::new(0), beat: AtomicU64::new(0) }, receiver)
             })
             .unzip();
-        let metrics = Metrics::new(&settings.metrics.labels, TrafficLimits::default(), logger.handle());
+        let mut metrics = Metrics::new(&settings.metrics.labels, TrafficLimits::default(), logger.handle());
+        let readiness = Readiness::default();
+        let identity = plan.and_then(|plan| keep_identity(settings, plan, &readiness));
+        if let Some((_, rotation)) = &identity {
+            metrics.register(Box::new(rotation.metrics()));
+        }
         let families = Arc::clone(&metrics.traffic);
         let shared = Arc::new(Shared {
             settings: settings_reader,
             snapshot: mesh.snapshots.clone(),
+            tls: identity.as_ref().map(|(_, rotation)| rotation.tls.clone()),
+            peers: identity.as_ref().map(|(_, rotation)| rotation.peers.clone()).unwrap_or_default(),
+            handshake_failures: identity.as_ref().map(|(_, it)| Arc::clone(&it.handshakes)).unwrap_or_default(),
             lifecycle: Lifecycle::default(),
-            readiness: Readiness::default(),
+            readiness,
             own_sockets: OwnSockets::default(),
             own_ports: doors.own_ports.clone(),
             budget: Budget::new(machine.open_files.unwrap_or(u64::MAX), descriptors::open_now()),
             limits: ConnectionLimits::default(),
+            handshakes: Slots::new(settings.limits.handshakes),
+            windows: Windows::new(),
             log: logger.handle(),
             families,
             mark: settings.packet_mark.filter(|_| captures(settings)),
@@ -100,33 +117,12 @@ impl Daemon {
             posts,
         });
         let metrics = with_gauges(metrics, &shared);
-        let daemon = Self { shared, metrics: Arc::new(metrics), settings: sender, commands, machine, identity: None };
+        let daemon = Self { shared, metrics: Arc::new(metrics), settings: sender, commands, machine, identity };
         let decided = apply_limits(&daemon.shared, &daemon.metrics, settings, &daemon.machine);
         let limit = daemon.shared.limits.usage(Scope::Total).1;
         let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
         tracing::info!(limit, decided, workers, "limit of connections");
         daemon
-    }
-
-    /// Prepares to keep an identity, if there is to be one.
-    #[must_use]
-    pub(super) fn with_identity(mut self, settings: &Settings, plan: Option<Plan>) -> Self {
-        let Some(plan) = plan else { return self };
-        let Some(source) = plan::source(settings, &plan.id) else { return self };
-        tracing::info!(identity = %plan.id, source = source.name(), "identity; tunnels are not built yet");
-        let terms = Terms {
-            accepted: plan.accepted,
-            root_grace: plan.root_grace,
-            clock: system_clock(),
-            jitter: fastrand::f64,
-            readiness: self.shared.readiness.clone(),
-        };
-        let (rotator, rotation) = Rotator::new(source, terms);
-        if let Some(metrics) = Arc::get_mut(&mut self.metrics) {
-            metrics.register(Box::new(rotation.metrics()));
-        }
-        self.identity = Some((rotator, rotation));
-        self
     }
 
     /// Starts everything, waits for the end, ends everything.
@@ -232,7 +228,8 @@ impl Daemon {
 
     async fn start_housekeeping(&self, settings: &Settings, mesh: watch::Receiver<Arc<MeshStatus>>) {
         let shared = &self.shared;
-        if settings.listen.inbound.is_some() && settings.preserve_source != PreserveSource::Off {
+        let inward = settings.listen.inbound.is_some() || shared.tls.is_some() && settings.listen.hbone.is_some();
+        if inward && settings.preserve_source != PreserveSource::Off {
             preserve::prove(shared, settings.preserve_source, true).await;
             tokio::task::spawn_local(preserve::keep_proving(Arc::clone(shared), settings.preserve_source));
         }
@@ -301,6 +298,20 @@ impl End {
     }
 }
 
+/// What keeps the identity fresh, and what readers hold of it.
+fn keep_identity(settings: &Settings, plan: Plan, readiness: &Readiness) -> Option<(Rotator, Rotation)> {
+    let source = plan::source(settings, &plan.id)?;
+    tracing::info!(identity = %plan.id, source = source.name(), "identity");
+    let terms = Terms {
+        accepted: plan.accepted,
+        root_grace: plan.root_grace,
+        clock: system_clock(),
+        jitter: fastrand::f64,
+        readiness: readiness.clone(),
+    };
+    Some(Rotator::new(source, terms))
+}
+
 fn captures(settings: &Settings) -> bool {
     settings.listen.outbound.is_some() || settings.listen.inbound.is_some()
 }
@@ -316,6 +327,7 @@ pub(super) fn apply_limits(shared: &Shared, metrics: &Metrics, settings: &Settin
         Scope::Hbone => settings.limits.hbone,
     };
     shared.limits.set(|scope| of(scope).map(std::num::NonZeroUsize::get));
+    shared.handshakes.set_limit(settings.limits.handshakes);
     for scope in Scope::ALL {
         metrics.limits.set(scope, of(scope));
     }
@@ -366,6 +378,11 @@ fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics {
         "adit_descriptors_used",
         "Descriptors that the data path uses, pipes included",
         of(|shared| count(shared.budget.used())),
+    );
+    metrics.register_gauge(
+        "adit_handshakes",
+        "Handshakes of peers that connect, now",
+        of(|shared| count(shared.handshakes.running())),
     );
     metrics.register_gauge(
         "adit_preserve_source_ipv4",

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::admin::http::HttpListener;
 use crate::config::Settings;
-use crate::config::settings::{AdminAddr, Capture};
+use crate::config::settings::{AdminAddr, Capture, IdentitySource};
 use crate::net::listen::{ListenError, ListenOptions, bind};
 use crate::proxy::loops::OwnPorts;
 use crate::proxy::worker::WorkerDoor;
@@ -100,6 +100,7 @@ impl Doors {
             (Door::Outbound, settings.listen.outbound),
             (Door::Inbound, settings.listen.inbound),
             (Door::Socks5, settings.listen.socks5),
+            (Door::Hbone, settings.listen.hbone.filter(|_| settings.identity.source != IdentitySource::None)),
         ] {
             if let Some(address) = address {
                 let bound = doors.bind_data(door, address, settings, workers)?;
@@ -118,7 +119,7 @@ impl Doors {
         settings: &Settings,
         workers: usize,
     ) -> Result<SocketAddr, BindError> {
-        let captures = door != Door::Socks5;
+        let captures = matches!(door, Door::Outbound | Door::Inbound);
         let transparent = captures && settings.capture == Capture::Tproxy;
         // Not under tproxy: there the answers of an accepted connection come from a foreign address, and with the mark
         // the rules would take them for a connection that adit opens from a client's address.

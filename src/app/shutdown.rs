@@ -48,7 +48,9 @@ pub(super) async fn drain(shared: &Arc<Shared>, settings: &Shutdown, cuts: impl 
     let force_at = settings.deadline.map(|deadline| begun + deadline.saturating_sub(window));
     let finished = async {
         // First until the doors are closed: whoever still stands in a queue is let in and counts.
-        wait_until(|| still_accepting(shared, Door::Inbound) == 0 && live(shared, Door::Inbound.scope()) == 0).await;
+        let inward = [Door::Inbound, Door::Hbone];
+        let gone = |door: &Door| still_accepting(shared, *door) == 0 && live(shared, door.scope()) == 0;
+        wait_until(|| inward.iter().all(gone)).await;
         lifecycle.advance(Phase::DrainAll);
         let closed = || Door::ALL.into_iter().all(|door| still_accepting(shared, door) == 0);
         wait_until(|| closed() && live(shared, Scope::Total) == 0).await;

@@ -335,12 +335,14 @@ fn the_shipped_file_shows_every_key_with_its_default() {
 }
 
 #[test]
-fn the_demo_opens_socks5_and_needs_no_privileges() {
+fn the_demo_opens_socks5_and_tunnels_and_needs_no_privileges() {
     let mut given = Given::nothing();
     given.sources.built_in = Some(demo::settings("/demo".into()));
     let settings = given.load();
     assert_eq!(settings.listen.socks5.unwrap().to_string(), "127.0.0.1:15080");
-    assert_eq!((settings.listen.outbound, settings.listen.inbound, settings.listen.hbone), (None, None, None));
+    assert_eq!((settings.listen.outbound, settings.listen.inbound), (None, None));
+    assert_eq!(settings.listen.hbone.unwrap().to_string(), "127.0.0.1:15008");
+    assert_eq!(settings.identity.dev.folder, PathBuf::from("/demo/identity"));
     assert_eq!(settings.packet_mark, None);
     assert_eq!(settings.mesh.files, [PathBuf::from("/demo/mesh.yaml")]);
     let mesh: serde_json::Value = serde_yaml::from_str(demo::MESH).unwrap();

@@ -32,8 +32,13 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 /// At most one line about it in this time.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Descriptors that each connection needs: both sockets.
-const DESCRIPTORS: usize = 2;
+/// Descriptors that each connection needs: both sockets. A tunnel has one, and each stream in it takes one for itself.
+const fn descriptors(door: Door) -> usize {
+    match door {
+        Door::Hbone => 1,
+        Door::Outbound | Door::Inbound | Door::Socks5 => 2,
+    }
+}
 
 /// What an `accept` error means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +123,7 @@ impl Acceptor<'_> {
     /// The next connection, or `None` when the door closes.
     async fn next(&mut self) -> Option<(TcpStream, SocketAddr, Lent)> {
         loop {
-            let Some(lent) = self.worker.shared.budget.take(DESCRIPTORS) else {
+            let Some(lent) = self.worker.shared.budget.take(descriptors(self.door)) else {
                 self.back_off(&Errno::MFILE.into()).await?;
                 continue;
             };
@@ -199,7 +204,7 @@ impl Acceptor<'_> {
     fn accept_the_rest(&self) {
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(Ok((stream, peer))) = self.listener.poll_accept(&mut cx) {
-            let Some(lent) = self.worker.shared.budget.take(DESCRIPTORS) else { return };
+            let Some(lent) = self.worker.shared.budget.take(descriptors(self.door)) else { return };
             admit(self.worker, self.door, stream, peer, lent);
         }
     }

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use crate::mesh::service::{HealthPolicy, IpFamilies};
 use crate::mesh::{Endpoint, Health, Service, ServiceState, Workload};
 use crate::net::address::UpstreamAddr;
-use crate::proxy::resolve::needs_tunnel;
+use crate::proxy::resolve::{Carriage, carriage};
 
 /// A chosen endpoint.
 #[derive(Debug, Clone)]
 pub struct Choice {
     pub address: UpstreamAddr,
     pub workload: Arc<Workload>,
-    /// Dialling it in the clear is not allowed.
-    pub needs_tunnel: bool,
+    /// How it may be reached; nothing: there is no way yet.
+    pub carriage: Option<Carriage>,
 }
 
 /// Chooses among the endpoints of `state` that serve `port` and are not in `tried` (addresses dialled before).
@@ -48,7 +48,7 @@ pub fn choose(
     chosen.map(|(endpoint, address)| Choice {
         address,
         workload: Arc::clone(&endpoint.workload),
-        needs_tunnel: needs_tunnel(&endpoint.workload, network),
+        carriage: carriage(&endpoint.workload, network),
     })
 }
 

@@ -4,8 +4,12 @@
 //! while another is untried. A single address that refuses is final at once. Nothing has been sent upstream before this
 //! stage ends, so every retry is safe. A client that resets ends the attempt; its FIN alone does not.
 
+mod tunnel;
+
+pub use tunnel::Tunnelled;
+
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,13 +19,13 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout_at};
 
-use crate::config::settings::Connect;
+use crate::config::settings::{Connect, Tunnel as TunnelSettings};
 use crate::mesh::Workload;
-use crate::net::address::{OriginalDst, UpstreamAddr};
+use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::dial::{DialError, DialOptions, Dialled, dial};
 use crate::net::own_sockets::Way;
 use crate::proxy::balance::choose;
-use crate::proxy::resolve::Target;
+use crate::proxy::resolve::{Carriage, Target};
 use crate::proxy::worker::Worker;
 use crate::telemetry::CloseReason;
 use crate::telemetry::access::Attempt;
@@ -29,17 +33,25 @@ use crate::telemetry::access::Attempt;
 /// An upstream connection and how it came about.
 #[derive(Debug)]
 pub struct Connected {
-    pub dialled: Dialled,
+    pub via: Via,
+    /// Of the destination; inside a tunnel nobody dials it but the far side.
     pub address: UpstreamAddr,
     /// The workload that was reached, if the state knows it.
     pub workload: Option<Arc<Workload>>,
+}
+
+/// What carries it.
+#[derive(Debug)]
+pub enum Via {
+    Socket(Dialled),
+    Tunnel(Box<Tunnelled>),
 }
 
 /// Why there is no upstream connection.
 #[derive(Debug)]
 pub struct ConnectError {
     pub reason: CloseReason,
-    /// The system's words, if it was the system.
+    /// The system's words, or the peer's.
     pub detail: Option<io::Error>,
 }
 
@@ -54,9 +66,14 @@ impl From<CloseReason> for ConnectError {
 pub struct Request<'a> {
     pub target: &'a Target,
     pub dst: OriginalDst,
-    pub downstream: &'a TcpStream,
+    pub client: PeerAddr,
+    /// The client's socket; nothing where the client is a stream, which is watched by whoever asks.
+    pub downstream: Option<&'a TcpStream>,
     pub network: &'a str,
     pub limits: &'a Connect,
+    pub tunnel: &'a TunnelSettings,
+    /// The workload that it comes from, for the far side of a tunnel.
+    pub source_workload: Option<Arc<Workload>>,
     /// The client's address, to connect from it.
     pub source: Option<IpAddr>,
     pub way: Way,
@@ -66,6 +83,37 @@ pub struct Request<'a> {
 struct Candidate {
     address: UpstreamAddr,
     workload: Option<Arc<Workload>>,
+    carriage: Carriage,
+}
+
+impl Connected {
+    /// Where the connection really goes.
+    #[must_use]
+    pub fn next_hop(&self) -> UpstreamAddr {
+        match &self.via {
+            Via::Socket(_) => self.address,
+            Via::Tunnel(_) => tunnel::next_hop(self.address),
+        }
+    }
+
+    /// Our address, where there is a socket of its own.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        match &self.via {
+            Via::Socket(dialled) => Some(dialled.own.local()),
+            Via::Tunnel(_) => None,
+        }
+    }
+}
+
+impl Candidate {
+    /// What is dialled to reach it.
+    fn next_hop(&self) -> UpstreamAddr {
+        match self.carriage {
+            Carriage::Plain => self.address,
+            Carriage::Tunnel => tunnel::next_hop(self.address),
+        }
+    }
 }
 
 /// Connects to the target. Every attempt is written to `attempts`, also when the whole fails.
@@ -100,12 +148,10 @@ pub async fn connect(
         let result = attempt_one(worker, request, &candidate, deadline).await;
         let took = started.elapsed();
         let outcome = result.as_ref().map(|_| ()).map_err(|error| error.reason);
-        attempts.push(Attempt { address: candidate.address.socket_addr(), outcome, took });
+        attempts.push(Attempt { address: candidate.next_hop().socket_addr(), outcome, took });
         tried.push(candidate.address);
         match result {
-            Ok(dialled) => {
-                return Ok(Connected { dialled, address: candidate.address, workload: candidate.workload });
-            }
+            Ok(via) => return Ok(Connected { via, address: candidate.address, workload: candidate.workload }),
             Err(error) if !retryable(error.reason, request.target) => return Err(error),
             Err(error) => last = Some(error),
         }
@@ -120,7 +166,9 @@ fn next(
     tried: &mut Vec<UpstreamAddr>,
 ) -> Result<Option<Candidate>, ConnectError> {
     let candidate = match request.target {
-        Target::Single { address, workload, .. } => Candidate { address: *address, workload: workload.clone() },
+        Target::Single { address, workload, carriage, .. } => {
+            Candidate { address: *address, workload: workload.clone(), carriage: *carriage }
+        }
         Target::Service { state, port } => {
             let pick = |tried: &[UpstreamAddr]| {
                 worker.with_random(|random| choose(state, *port, request.dst.ip(), request.network, tried, random))
@@ -131,10 +179,8 @@ fn next(
                 choice = pick(tried);
             }
             let Some(choice) = choice else { return Ok(None) };
-            if choice.needs_tunnel {
-                return Err(CloseReason::TunnelUnsupported.into());
-            }
-            Candidate { address: choice.address, workload: Some(choice.workload) }
+            let Some(carriage) = choice.carriage else { return Err(CloseReason::TunnelUnsupported.into()) };
+            Candidate { address: choice.address, workload: Some(choice.workload), carriage }
         }
     };
     if worker.is_own(candidate.address) {
@@ -148,7 +194,12 @@ async fn attempt_one(
     request: &Request<'_>,
     candidate: &Candidate,
     deadline: tokio::time::Instant,
-) -> Result<Dialled, ConnectError> {
+) -> Result<Via, ConnectError> {
+    if let (Carriage::Tunnel, Some(workload)) = (candidate.carriage, &candidate.workload) {
+        // Boxed: plain connections should not carry the room for it.
+        let mut opening = Box::pin(tunnel::open(worker, request, candidate.address, workload, deadline));
+        return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await?)));
+    }
     let until = deadline.min(tokio::time::Instant::now() + request.limits.timeout);
     let options = DialOptions { mark: worker.shared.mark, source: request.source, way: request.way };
     let dialling = pin!(async {
@@ -157,14 +208,15 @@ async fn attempt_one(
             Err(_elapsed) => Err(CloseReason::ConnectTimeout.into()),
         }
     });
-    unless_gone(request.downstream, dialling).await
+    unless_gone(request.downstream, dialling).await.map(Via::Socket)
 }
 
 /// Runs `work` unless the client resets or its socket fails.
 async fn unless_gone<T>(
-    downstream: &TcpStream,
+    downstream: Option<&TcpStream>,
     work: Pin<&mut impl Future<Output = Result<T, ConnectError>>>,
 ) -> Result<T, ConnectError> {
+    let Some(downstream) = downstream else { return work.await };
     tokio::select! {
         biased;
         result = work => result,
@@ -199,8 +251,14 @@ fn classify(error: DialError) -> ConnectError {
 fn retryable(reason: CloseReason, target: &Target) -> bool {
     let single = matches!(target, Target::Single { .. });
     match reason {
-        CloseReason::ConnectTimeout | CloseReason::ConnectUnreachable => true,
-        CloseReason::ConnectRefused | CloseReason::ConnectReset => !single,
+        CloseReason::ConnectTimeout | CloseReason::ConnectUnreachable | CloseReason::TunnelConnectTimeout => true,
+        CloseReason::ConnectRefused
+        | CloseReason::ConnectReset
+        | CloseReason::TunnelHandshakeTimeout
+        | CloseReason::TlsFailed
+        | CloseReason::PeerRefused
+        | CloseReason::Http2Failed
+        | CloseReason::TunnelLost => !single,
         _ => false,
     }
 }
@@ -244,7 +302,7 @@ mod tests {
     #[test]
     fn a_single_address_that_refuses_is_final() {
         let address = UpstreamAddr::new("10.0.0.1:80".parse().expect("address"));
-        let single = Target::Single { address, workload: None, service: None };
+        let single = Target::Single { address, workload: None, service: None, carriage: Carriage::Plain };
         assert!(!retryable(CloseReason::ConnectRefused, &single));
         assert!(retryable(CloseReason::ConnectTimeout, &single));
         assert!(!retryable(CloseReason::ConnectError, &single));

@@ -15,7 +15,7 @@ use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, connect};
 use crate::proxy::original_dst::original_dst;
 use crate::proxy::registry::State;
-use crate::proxy::resolve::Target;
+use crate::proxy::resolve::{Carriage, Target};
 use crate::telemetry::CloseReason;
 
 /// From an accepted socket to an established one to the application.
@@ -54,13 +54,16 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
         workload
     };
     entry.set_state(State::Connecting);
-    let target = Target::Single { address, workload, service: None };
+    let target = Target::Single { address, workload, service: None, carriage: Carriage::Plain };
     let request = Request {
         target: &target,
         dst,
-        downstream,
+        client: entry.peer,
+        downstream: Some(downstream),
         network: &settings.network,
         limits: &settings.connect,
+        tunnel: &settings.tunnel,
+        source_workload: None,
         source,
         way: if source.is_some() { Way::Borrowed } else { Way::In },
     };
@@ -71,7 +74,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
 
 /// The client's address, if the application is to see it. An address of our own is not borrowed: its connection is
 /// local already, and answers would not come back to adit.
-fn source_to_borrow(
+pub(super) fn source_to_borrow(
     worker: &crate::proxy::worker::Worker,
     preserve: PreserveSource,
     client: IpAddr,

@@ -1,17 +1,19 @@
 //! The outbound door: connections of the local workload that the kernel has captured on their way out.
 
+use std::sync::Arc;
+
 use tokio::net::TcpStream;
 
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::own_sockets::Way;
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
-use crate::proxy::connect::{ConnectError, Connected, Request, connect};
+use crate::proxy::connect::{ConnectError, Connected, Request, Tunnelled, Via, connect};
 use crate::proxy::original_dst::original_dst;
 use crate::proxy::registry::State;
 use crate::proxy::resolve::{Question, ResolveError, Target, resolve};
 use crate::proxy::worker::Worker;
-use crate::telemetry::CloseReason;
+use crate::telemetry::{CloseReason, SecurityPolicy};
 
 /// From an accepted socket to an established upstream one.
 ///
@@ -91,12 +93,16 @@ pub(super) async fn connect_to(
         facts.service = service;
     }
     entry.set_state(State::Connecting);
+    let source_workload = worker.snapshot().local_workload(&settings.workload, &settings.node).cloned();
     let request = Request {
         target,
         dst,
-        downstream,
+        client: entry.peer,
+        downstream: Some(downstream),
         network: &settings.network,
         limits: &settings.connect,
+        tunnel: &settings.tunnel,
+        source_workload,
         source: None,
         way: Way::Out,
     };
@@ -104,8 +110,15 @@ pub(super) async fn connect_to(
     let mut facts = entry.facts.borrow_mut();
     match &result {
         Ok(connected) => {
-            facts.upstream = Some(connected.address);
+            facts.upstream = Some(connected.next_hop());
             facts.destination = labels_of(connected.workload.as_ref());
+            if let Via::Tunnel(tunnelled) = &connected.via {
+                let Tunnelled { tunnel, authority, .. } = &**tunnelled;
+                facts.security = SecurityPolicy::MutualTls;
+                facts.source_identity = worker.own_identity();
+                facts.destination_identity = Some(tunnel.about.identity.id.shared());
+                facts.hbone_addr = Some(Arc::clone(authority));
+            }
         }
         Err(_) => facts.upstream = attempts.last().map(|attempt| UpstreamAddr::new(attempt.address)),
     }

@@ -1,7 +1,8 @@
 //! Resolve: from where a client was going to what may be dialled. A pure function of the snapshot.
 //!
 //! A service's virtual address and port become its endpoints, a workload's address that workload, anything else is
-//! passed through or refused (`egress`). What needs a tunnel is refused: it is never carried in the clear. Fails closed.
+//! passed through or refused (`egress`). What needs a way that there is not yet (a waypoint, another network) is refused.
+//! Fails closed.
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub enum Target {
         /// The workload that has it; none when passed through.
         workload: Option<Arc<Workload>>,
         service: Option<Arc<ServiceLabels>>,
+        carriage: Carriage,
     },
     /// Any endpoint of the service, addressed at `port`.
     Service { state: Arc<ServiceState>, port: u16 },
@@ -54,7 +56,7 @@ pub enum ResolveError {
     UnknownDestination(OriginalDst),
     #[error("the service at {0} has no such port")]
     NoServicePort(OriginalDst),
-    #[error("{0} needs a tunnel")]
+    #[error("{0} is behind a waypoint or in another network")]
     NeedsTunnel(OriginalDst),
 }
 
@@ -79,11 +81,10 @@ pub fn resolve(snapshot: &Snapshot, question: &Question<'_>) -> Result<Target, R
         return of_service(state, dst);
     }
     if let Some(workload) = snapshot.workload(network, dst.ip()) {
-        if needs_tunnel(workload, network) || workload.waypoint.is_some() {
-            return Err(ResolveError::NeedsTunnel(dst));
-        }
-        let workload = Some(Arc::clone(workload));
-        return Ok(Target::Single { address: UpstreamAddr::new(dst.socket_addr()), workload, service: None });
+        let carriage = carriage(workload, network).filter(|_| workload.waypoint.is_none());
+        let Some(carriage) = carriage else { return Err(ResolveError::NeedsTunnel(dst)) };
+        let (address, workload) = (UpstreamAddr::new(dst.socket_addr()), Some(Arc::clone(workload)));
+        return Ok(Target::Single { address, workload, service: None, carriage });
     }
     match egress {
         Egress::AllowAny => Ok(pass_through(dst, None)),
@@ -92,7 +93,8 @@ pub fn resolve(snapshot: &Snapshot, question: &Question<'_>) -> Result<Target, R
 }
 
 fn pass_through(dst: OriginalDst, service: Option<Arc<ServiceLabels>>) -> Target {
-    Target::Single { address: UpstreamAddr::new(dst.socket_addr()), workload: None, service }
+    let address = UpstreamAddr::new(dst.socket_addr());
+    Target::Single { address, workload: None, service, carriage: Carriage::Plain }
 }
 
 /// Resolves a service that was found, by address or by name.
@@ -113,8 +115,19 @@ pub fn of_service(state: &Arc<ServiceState>, dst: OriginalDst) -> Result<Target,
     Ok(Target::Service { state: Arc::clone(state), port: dst.port() })
 }
 
-/// Whether a workload can only be reached through a tunnel from `network`.
+/// How a workload may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carriage {
+    Plain,
+    /// Through a tunnel of its own, and never in the clear.
+    Tunnel,
+}
+
+/// How `workload` may be reached from `network`; not at all yet if it is in another one.
 #[must_use]
-pub fn needs_tunnel(workload: &Workload, network: &str) -> bool {
-    workload.protocol == Protocol::Hbone || *workload.network != *network
+pub fn carriage(workload: &Workload, network: &str) -> Option<Carriage> {
+    (*workload.network == *network).then_some(match workload.protocol {
+        Protocol::Tcp => Carriage::Plain,
+        Protocol::Hbone => Carriage::Tunnel,
+    })
 }

@@ -54,7 +54,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
         Err(Unanswerable::Connection(error)) => return Err(error),
     };
     let (reply, bound) = match &result {
-        Ok(connected) => (Reply::Succeeded, Some(connected.dialled.own.local())),
+        Ok(connected) => (Reply::Succeeded, connected.local()),
         Err(error) => (reply_for(error), None),
     };
     send(&mut opening.downstream, &encode_reply(reply, bound)).await?;

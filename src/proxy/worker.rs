@@ -16,6 +16,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::config::Settings;
+use crate::hbone::client::DialOut;
+use crate::hbone::window::Windows;
+use crate::hbone::{self, Tunnels};
+use crate::identity::TlsGeneration;
+use crate::identity::failures::HandshakeFailures;
+use crate::identity::peers::Peers;
+use crate::identity::tls::system_clock;
 use crate::lifecycle::{Lifecycle, Readiness};
 use crate::mesh::Snapshot;
 use crate::net::address::{PeerAddr, UpstreamAddr};
@@ -23,10 +30,13 @@ use crate::net::descriptors::{Budget, Lent};
 use crate::net::local::LocalAddresses;
 use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
+use crate::proxy::baggage::Baggage;
+use crate::proxy::handshakes::{Queue, Slots};
 use crate::proxy::limits::{Admitted, ConnectionLimits};
 use crate::proxy::loops::OwnPorts;
 use crate::proxy::pool::Pool;
 use crate::proxy::registry::Registry;
+use crate::proxy::tunnelled::Arrived;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::traffic::{TrafficCache, TrafficFamilies, TrafficLabels, TrafficSeries};
 use crate::telemetry::workers::WorkerCounters;
@@ -45,12 +55,20 @@ const EARLY_LINES: NonZeroU32 = match NonZeroU32::new(5) {
 pub struct Shared {
     pub settings: watch::Receiver<Arc<Settings>>,
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// The credentials in force; nothing: no identity is configured, and there are no tunnels.
+    pub tls: Option<watch::Receiver<Option<Arc<TlsGeneration>>>>,
+    /// Live peers by root, and handshakes that failed by reason.
+    pub peers: Peers,
+    pub handshake_failures: Arc<HandshakeFailures>,
     pub lifecycle: Lifecycle,
     pub readiness: Readiness,
     pub own_sockets: OwnSockets,
     pub own_ports: OwnPorts,
     pub budget: Budget,
     pub limits: ConnectionLimits,
+    pub handshakes: Slots,
+    /// What the peers of all tunnels may send before an application takes it.
+    pub windows: Arc<Windows>,
     pub log: LogHandle,
     pub families: Arc<TrafficFamilies>,
     /// `SO_MARK` of every upstream socket.
@@ -105,6 +123,12 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub registry: Rc<Registry>,
     pub pool: Rc<Pool>,
+    pub tunnels: Rc<Tunnels>,
+    /// Tunnels to others; nothing: no identity is configured.
+    pub tunnel_pool: Option<Rc<hbone::Pool>>,
+    pub baggage: Baggage,
+    /// Sockets of the HBONE door before they are tunnels.
+    pub handshakes: Queue<Arrived>,
     pub counters: Arc<WorkerCounters>,
     settings: RefCell<Rc<Settings>>,
     snapshot: RefCell<Arc<Snapshot>>,
@@ -122,10 +146,15 @@ impl Worker {
     pub fn new(index: usize, shared: Arc<Shared>, counters: Arc<WorkerCounters>) -> Rc<Self> {
         let settings = Rc::new(Settings::clone(&shared.settings.borrow()));
         let snapshot = Arc::clone(&shared.snapshot.borrow());
+        let tunnels = Tunnels::new(Arc::clone(&counters));
         Rc::new(Self {
             index,
             registry: Rc::new(Registry::new(index)),
             pool: Pool::new(shared.budget.clone()),
+            tunnel_pool: tunnel_pool(&shared, &tunnels),
+            tunnels,
+            baggage: Baggage::default(),
+            handshakes: Queue::default(),
             counters,
             settings: RefCell::new(settings),
             snapshot: RefCell::new(snapshot),
@@ -149,6 +178,13 @@ impl Worker {
     #[must_use]
     pub fn snapshot(&self) -> Ref<'_, Snapshot> {
         Ref::map(self.snapshot.borrow(), AsRef::as_ref)
+    }
+
+    /// Who we are to the peers of tunnels.
+    #[must_use]
+    pub fn own_identity(&self) -> Option<Arc<str>> {
+        let tls = self.shared.tls.as_ref()?.borrow();
+        tls.as_ref().map(|tls| tls.credentials.id().shared())
     }
 
     /// Whether dialling `address` would come back to adit.
@@ -208,10 +244,27 @@ impl Worker {
         &self.shared.posts[self.index]
     }
 
-    /// Publishes how many connections live here.
+    /// Publishes how many connections live here, tunnels and what is to become one included.
     pub fn publish_load(&self) {
-        self.post().load.store(self.registry.len(), Ordering::Relaxed);
+        let load = self.registry.len() + self.tunnels.len() + self.handshakes.len();
+        self.post().load.store(load, Ordering::Relaxed);
     }
+}
+
+fn tunnel_pool(shared: &Shared, tunnels: &Rc<Tunnels>) -> Option<Rc<hbone::Pool>> {
+    let tls = shared.tls.clone()?;
+    Some(hbone::Pool::new(hbone::pool::Parts {
+        dial: Rc::new(DialOut { mark: shared.mark, own_sockets: shared.own_sockets.clone() }),
+        tls,
+        tunnels: Rc::clone(tunnels),
+        clock: system_clock(),
+        idle_tunnels: hbone::pool::IDLE_TUNNELS,
+        books: hbone::pool::Books {
+            windows: Arc::clone(&shared.windows),
+            peers: shared.peers.clone(),
+            failures: Arc::clone(&shared.handshake_failures),
+        },
+    }))
 }
 
 /// A worker hands a new connection over when it is this much above the least loaded: by a sixteenth and a few.

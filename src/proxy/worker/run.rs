@@ -4,19 +4,23 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::sleep;
 
+use crate::identity::TlsGeneration;
 use crate::lifecycle::Phase;
+use crate::mesh::Protocol;
 use crate::proxy::registry::{Direction, Entry, State};
 use crate::proxy::sweep::{IDLE_TICK, TICK, sweep};
 use crate::proxy::worker::{Accepted, Command, Shared, Worker};
-use crate::proxy::{accept, carry};
+use crate::proxy::{accept, carry, tunnelled};
 use crate::telemetry::workers::WorkerCounters;
-use crate::telemetry::{CloseReason, ConnectionInfo, ConnectionPeer, ConnectionState, Door, PeerLabels};
+use crate::telemetry::{
+    CloseReason, ConnectionInfo, ConnectionPeer, ConnectionState, Door, PeerLabels, Role, TunnelEnd,
+};
 
 /// Threads for name look-ups of SOCKS5 clients, per worker.
 const BLOCKING_THREADS: usize = 4;
@@ -80,6 +84,9 @@ async fn main_loop(
             worker.shared.accepting[door as usize].fetch_sub(1, Ordering::Relaxed);
         });
     }
+    let _handshakes = Alone(tokio::task::spawn_local(tunnelled::begin_handshakes(Rc::clone(worker))));
+    let mut judging: Option<Alone> = None;
+    let mut credentials = worker.shared.tls.clone();
     let mut settings = worker.shared.settings.clone();
     let mut snapshot = worker.shared.snapshot.clone();
     let mut next_rotation = Instant::now() + ROTATE_EVERY;
@@ -88,7 +95,7 @@ async fn main_loop(
     loop {
         beat(worker);
         obey(worker, phase);
-        if phase >= Phase::DrainInbound && acceptors.is_empty() && worker.registry.is_empty() {
+        if phase >= Phase::DrainInbound && acceptors.is_empty() && is_empty(worker) {
             // Nobody hands anything over from here on; what was handed over before is carried to its end.
             commands.close();
             match commands.recv().await {
@@ -98,7 +105,7 @@ async fn main_loop(
         }
         let tick = if phase >= Phase::Forced {
             CUT_EVERY
-        } else if phase > Phase::Ready || !worker.registry.is_empty() {
+        } else if phase > Phase::Ready || !is_empty(worker) {
             TICK
         } else {
             IDLE_TICK
@@ -116,6 +123,14 @@ async fn main_loop(
             Ok(()) = changed(&mut snapshot) => {
                 let new = Arc::clone(&snapshot.borrow_and_update());
                 *worker.snapshot.borrow_mut() = new;
+                follow_workloads(worker);
+            }
+            Some(Some(generation)) = published(&mut credentials) => {
+                if let Some(pool) = &worker.tunnel_pool {
+                    pool.follow_generation(generation.number);
+                }
+                // One that still judges by older credentials is not needed any more.
+                drop(judging.replace(Alone(tokio::task::spawn_local(tunnelled::judge_tunnels(Rc::clone(worker), generation)))));
             }
             Some(command) = commands.recv() => execute(worker, command),
             Some(_) = acceptors.join_next() => {}
@@ -134,6 +149,43 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) -> Result<(), watch::erro
     }
 }
 
+/// The next credentials.
+async fn published(
+    credentials: &mut Option<watch::Receiver<Option<Arc<TlsGeneration>>>>,
+) -> Option<Option<Arc<TlsGeneration>>> {
+    match credentials {
+        Some(credentials) => {
+            changed(credentials).await.ok()?;
+            Some(credentials.borrow_and_update().clone())
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Tunnels to workloads that have left the state, or whose address another one has now, take no new streams.
+fn follow_workloads(worker: &Worker) {
+    let Some(pool) = &worker.tunnel_pool else { return };
+    let snapshot = worker.snapshot();
+    pool.retain(|key| {
+        let ip = key.address().ip();
+        snapshot.workload_by_uid(key.uid()).is_some_and(|it| it.protocol == Protocol::Hbone && it.ips.contains(&ip))
+    });
+}
+
+/// A task that ends with whoever started it.
+struct Alone(tokio::task::JoinHandle<()>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Whether nothing lives here: no connection, no tunnel, and nothing that is to become one.
+fn is_empty(worker: &Worker) -> bool {
+    worker.registry.is_empty() && worker.tunnels.is_empty() && worker.handshakes.is_empty()
+}
+
 fn beat(worker: &Worker) {
     let now = worker.shared.started.elapsed().as_millis();
     worker.post().beat.store(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -141,10 +193,24 @@ fn beat(worker: &Worker) {
 }
 
 fn obey(worker: &Worker, phase: Phase) {
-    if phase >= Phase::DrainInbound && !worker.is_closed(Door::Inbound) {
-        worker.close_door(Door::Inbound);
+    if phase < Phase::DrainInbound {
+        return;
     }
+    for door in [Door::Inbound, Door::Hbone] {
+        if !worker.is_closed(door) {
+            worker.close_door(door);
+        }
+    }
+    // Told again each time: a tunnel that was in its handshake when the doors closed has not heard of it.
+    worker.tunnels.for_each(|tunnel| {
+        if phase >= Phase::DrainAll || tunnel.about.role == Role::Server {
+            tunnel.retire(TunnelEnd::Drain);
+        }
+    });
     if phase >= Phase::DrainAll {
+        if let Some(pool) = &worker.tunnel_pool {
+            pool.drain();
+        }
         for door in Door::ALL.into_iter().filter(|door| !worker.is_closed(*door)) {
             worker.close_door(door);
         }
@@ -174,8 +240,13 @@ fn execute(worker: &Rc<Worker>, command: Command) {
 fn turn(worker: &Worker, next_rotation: &mut Instant) {
     let now = Instant::now();
     worker.registry.for_each(|entry| sweep(entry, now));
+    tunnelled::look_after(worker, now, SystemTime::now());
+    if let Some(pool) = &worker.tunnel_pool {
+        pool.sweep(now, &worker.settings().tunnel);
+    }
     worker.registry.shrink();
     worker.pool.shrink();
+    worker.tunnels.publish();
     if now >= *next_rotation {
         *next_rotation = now + ROTATE_EVERY;
         worker.traffic.borrow_mut().rotate();
@@ -184,6 +255,10 @@ fn turn(worker: &Worker, next_rotation: &mut Instant) {
         if let Some(lines) = worker.limiters.borrow_mut()[door as usize].summary(now) {
             tracing::warn!(listener = door.as_str(), lines, "more connections failed early; their lines were left out");
         }
+    }
+    if let Some(lines) = worker.shared.handshakes.left_out(now) {
+        let listener = Door::Hbone.as_str();
+        tracing::warn!(listener, lines, "more handshakes failed; their lines were left out");
     }
 }
 
@@ -199,6 +274,14 @@ fn cut(worker: &Worker, phase: Phase) {
         if to_cut > 0 && entry.killed().is_none() {
             entry.kill(CloseReason::Drain);
             to_cut -= 1;
+        }
+    });
+    // A tunnel falls after its streams, so that its peer hears of each; with them once the time is up and all of them
+    // have been told before.
+    let over = phase == Phase::Stopped || now >= until && to_cut == share;
+    worker.tunnels.for_each(|tunnel| {
+        if tunnel.streams() == 0 || over {
+            tunnel.cut(TunnelEnd::Drain);
         }
     });
 }

@@ -1,0 +1,347 @@
+//! One stream of a tunnel that came in: from its request to the application, in this order:
+//!
+//! ```text
+//! admit -> request -> local workload -> next hop -> (authorize) -> connect -> answer -> relay -> account
+//! ```
+//!
+//! The client gets 200 only when the application's connection exists; a refusal is a status and a word. What ends while
+//! the application is being connected (the client's reset, the tunnel, a kill) ends the connecting. What the client
+//! claims in headers is for logs and metrics only. Fails closed.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderValue, StatusCode, request};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::config::Settings;
+use crate::hbone::request::{Claims, accepted, read, refused};
+use crate::hbone::server::Asked;
+use crate::hbone::{Chunk, Lease, Stream};
+use crate::mesh::{Snapshot, Workload};
+use crate::net::address::{OriginalDst, PeerAddr};
+use crate::net::descriptors::Lent;
+use crate::net::dial::Dialled;
+use crate::net::own_sockets::Way;
+use crate::proxy::account::{self, Ending};
+use crate::proxy::connect::{Connected, Request, Via, connect};
+use crate::proxy::inbound::source_to_borrow;
+use crate::proxy::limits::Admitted;
+use crate::proxy::next_hop::{NextHop, Question, Refusal as NoHop, next_hop};
+use crate::proxy::proxy_header::proxy_v2;
+use crate::proxy::registry::{Entry, Registered, State};
+use crate::proxy::relay::reset;
+use crate::proxy::resolve::{Carriage, Target};
+use crate::proxy::tunnelled::refusal::{Answer, Refusal};
+use crate::proxy::tunnelled::{Ends, close_reason, pump};
+use crate::proxy::worker::Worker;
+use crate::telemetry::access::Attempt;
+use crate::telemetry::{CloseReason, Door, PeerLabels, SecurityPolicy};
+
+/// How long the local workload may take to appear in the state.
+const WORKLOAD_WITHIN: Duration = Duration::from_secs(5);
+/// For a PROXY header, which always fits into a new socket.
+const HEADER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Lets the stream in and starts its task, or refuses it.
+pub(super) fn carry(worker: &Rc<Worker>, ends: &Rc<Ends>, asked: Asked) {
+    let counted = match admit(worker) {
+        Ok(counted) => counted,
+        Err(scope) => {
+            let Asked { mut respond, .. } = asked;
+            let reason = CloseReason::ConnectionLimit;
+            // Whether it is still there or not makes no difference.
+            let _ = respond.send_response(refused(StatusCode::SERVICE_UNAVAILABLE, reason.as_str()), true);
+            if worker.admit_line(Door::Hbone) {
+                let peer = ends.tunnel.about.peer;
+                tracing::warn!(listener = Door::Hbone.as_str(), scope, %peer, "stream refused: limit reached");
+            }
+            return;
+        }
+    };
+    let peer = PeerAddr::new(ends.tunnel.about.peer);
+    let entry = worker.registry.register(Door::Hbone, peer, worker.settings());
+    worker.counters.opened(Door::Hbone);
+    worker.publish_load();
+    tokio::task::spawn_local(serve(Rc::clone(worker), entry, Rc::clone(ends), ends.tunnel.lease(), asked, counted));
+}
+
+/// One more connection of the door, and a descriptor for the application's socket.
+fn admit(worker: &Worker) -> Result<(Admitted, Lent), &'static str> {
+    let admitted = worker.shared.limits.admit(Door::Hbone).map_err(|scope| {
+        worker.counters.refused(scope);
+        scope.as_str()
+    })?;
+    match worker.shared.budget.take(1) {
+        Some(lent) => Ok((admitted, lent)),
+        None => {
+            worker.counters.refused(crate::telemetry::Scope::Total);
+            Err("descriptors")
+        }
+    }
+}
+
+/// The task of a stream.
+async fn serve(
+    worker: Rc<Worker>,
+    entry: Registered,
+    ends: Rc<Ends>,
+    lease: Lease,
+    asked: Asked,
+    counted: (Admitted, Lent),
+) {
+    let mut ending = Ending::new(CloseReason::Finished);
+    match Box::pin(set_up(&worker, &entry, &ends, lease, asked, &mut ending)).await {
+        Ok((Dialled { stream: application, own }, stream)) => {
+            ending.reason = pump::relay_stream(application, stream, &entry).await;
+            drop(own);
+        }
+        Err(Refusal { reason, detail, .. }) => {
+            ending.reason = reason;
+            ending.detail = detail;
+        }
+    }
+    account::close(&worker, &entry, ending);
+    drop((entry, counted));
+    worker.publish_load();
+}
+
+/// Everything up to the answer; a refused client has been told when this returns.
+async fn set_up(
+    worker: &Worker,
+    entry: &Entry,
+    ends: &Ends,
+    lease: Lease,
+    Asked { request, mut respond }: Asked,
+    ending: &mut Ending,
+) -> Result<(Dialled, Stream), Refusal> {
+    let (parts, receive) = request.into_parts();
+    let mut attempts = Vec::new();
+    let result = {
+        let opening = pin!(open(worker, entry, ends, &parts, &mut attempts));
+        let work = pin!(unless_gone(&mut respond, ends, opening));
+        entry.unless_killed(work).await.unwrap_or_else(|reason| Err(Refusal::killed(reason)))
+    };
+    ending.attempts = attempts;
+    if entry.state() == State::Connecting {
+        account::open(worker, entry);
+    }
+    match result {
+        Ok(opened) => Box::pin(welcome(ends, lease, opened, respond, receive)).await,
+        Err(refusal) => {
+            answer(&mut respond, &refusal.answer);
+            Err(refusal)
+        }
+    }
+}
+
+fn answer(respond: &mut SendResponse<Chunk>, answer: &Answer) {
+    match answer {
+        Answer::Status(status, word) => {
+            // Whether it is still there or not makes no difference.
+            let _ = respond.send_response(refused(*status, word), true);
+        }
+        Answer::Reset(reason) => respond.send_reset(*reason),
+        Answer::None => {}
+    }
+}
+
+/// Runs `work` unless the client resets the stream, or the tunnel is lost.
+async fn unless_gone<T>(
+    respond: &mut SendResponse<Chunk>,
+    ends: &Ends,
+    work: std::pin::Pin<&mut impl Future<Output = Result<T, Refusal>>>,
+) -> Result<T, Refusal> {
+    tokio::select! {
+        biased;
+        gone = poll_fn(|cx| respond.poll_reset(cx)) => Err(Refusal::gone(match gone {
+            Ok(_) => CloseReason::DownstreamGone,
+            Err(_lost) => lost(ends),
+        })),
+        result = work => result,
+    }
+}
+
+/// Why the tunnel is not there any more.
+fn lost(ends: &Ends) -> CloseReason {
+    match ends.tunnel.end().or_else(|| ends.tunnel.cutting()).map(close_reason) {
+        Some(CloseReason::Finished) | None => CloseReason::TunnelGone,
+        Some(reason) => reason,
+    }
+}
+
+/// An application that has accepted, and what it and the client are still to be told.
+struct Opened {
+    dialled: Dialled,
+    baggage: Option<HeaderValue>,
+    /// Before all other bytes.
+    header: Option<Vec<u8>>,
+}
+
+/// From a request to an established connection to the application.
+async fn open(
+    worker: &Worker,
+    entry: &Entry,
+    ends: &Ends,
+    parts: &request::Parts,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Opened, Refusal> {
+    let settings = &entry.settings;
+    note_tunnel(entry, ends, parts);
+    let asked = read(parts)?;
+    let arrival = ends.tunnel.about.local;
+    let (local, hop) = {
+        let (snapshot, local) = local_workload(worker, settings, ends).await?;
+        let question = Question {
+            arrival,
+            authority: &asked.authority,
+            local: Some(&*local),
+            network: &settings.network,
+            forwarded_host: asked.claims.forwarded_host(),
+        };
+        let hop = next_hop(&snapshot, &question, |address| worker.is_own(address));
+        note_ends(entry, ends, &snapshot, &local, asked.claims, hop.as_ref().ok());
+        (local, hop?)
+    };
+    // Authorization belongs here: after the entry is registered and its facts are known, before anything is dialled.
+    // It is about `hop.policy_port`, the peer's address and its verified identity, never about claims.
+    let source = match hop.proxy_target {
+        // On loopback; the header says who it is.
+        Some(_) => None,
+        None => source_to_borrow(worker, settings.preserve_source, entry.peer.ip())?,
+    };
+    entry.set_state(State::Connecting);
+    let (address, workload) = (hop.address, Some(Arc::clone(&local)));
+    let target = Target::Single { address, workload, service: None, carriage: Carriage::Plain };
+    let request = Request {
+        target: &target,
+        dst: OriginalDst::new(hop.address.socket_addr()),
+        client: entry.peer,
+        downstream: None,
+        network: &settings.network,
+        limits: &settings.connect,
+        tunnel: &settings.tunnel,
+        source_workload: None,
+        source,
+        way: if source.is_some() { Way::Borrowed } else { Way::In },
+    };
+    // Never a tunnel: the target says so.
+    let Connected { via: Via::Socket(dialled), .. } = connect(worker, &request, attempts).await? else {
+        return Err(Refusal::unavailable(CloseReason::TunnelUnsupported));
+    };
+    entry.touch();
+    let client = entry.peer.socket_addr();
+    let header = hop.proxy_target.map(|target| proxy_v2(client, target, Some(&ends.peer)));
+    Ok(Opened { dialled, baggage: ends.baggage.of(&local), header })
+}
+
+/// What is known before the request is understood.
+fn note_tunnel(entry: &Entry, ends: &Ends, parts: &request::Parts) {
+    let mut facts = entry.facts.borrow_mut();
+    facts.original_dst = Some(OriginalDst::new(ends.tunnel.about.local));
+    facts.security = SecurityPolicy::MutualTls;
+    facts.source_identity = Some(Arc::clone(&ends.peer));
+    facts.destination_identity = Some(Arc::clone(&ends.own));
+    facts.hbone_addr = parts.uri.authority().map(|authority| authority.as_str().into());
+}
+
+/// What the state knows of both ends, and what the client claims where it knows nothing.
+fn note_ends(
+    entry: &Entry,
+    ends: &Ends,
+    snapshot: &Snapshot,
+    local: &Workload,
+    claims: Claims<'_>,
+    hop: Option<&NextHop>,
+) {
+    let mut facts = entry.facts.borrow_mut();
+    facts.source = Some(source_labels(snapshot, &entry.settings, entry.peer, claims, &ends.peer));
+    facts.destination = Some(Arc::clone(&local.labels));
+    facts.upstream = hop.map(|hop| hop.address);
+    facts.service = hop.and_then(|hop| hop.service.clone());
+}
+
+/// The workload that has the peer's address, unless the peer says that it is in another network; else what the peer says
+/// of itself. Its principal is always the verified one.
+fn source_labels(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    peer: PeerAddr,
+    claims: Claims<'_>,
+    identity: &Arc<str>,
+) -> Arc<PeerLabels> {
+    let foreign = claims.network().is_some_and(|network| !network.eq_ignore_ascii_case(&settings.network));
+    let known = if foreign { None } else { snapshot.workload(&settings.network, peer.ip()) };
+    match known {
+        Some(workload) if workload.labels.principal == *identity => Arc::clone(&workload.labels),
+        Some(workload) => {
+            Arc::new(PeerLabels { principal: Arc::clone(identity), ..PeerLabels::clone(&workload.labels) })
+        }
+        None => Arc::new(PeerLabels { principal: Arc::clone(identity), ..claims.peer().unwrap_or_default() }),
+    }
+}
+
+/// The workload that this daemon serves, with the state it was found in; waits a while for one that the state does not
+/// have yet.
+async fn local_workload(
+    worker: &Worker,
+    settings: &Settings,
+    ends: &Ends,
+) -> Result<(Arc<Snapshot>, Arc<Workload>), Refusal> {
+    let deadline = Instant::now() + WORKLOAD_WITHIN;
+    let mut snapshots = worker.shared.snapshot.clone();
+    let unknown = || Refusal::from(NoHop::UnknownLocalWorkload);
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        if let Some(workload) = find_local(&snapshot, settings, ends).cloned() {
+            return Ok((snapshot, workload));
+        }
+        drop(snapshot);
+        match timeout_at(deadline, snapshots.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Err(unknown()),
+        }
+    }
+}
+
+/// By its name, if one is configured, else by the address that the tunnel arrived at.
+fn find_local<'a>(snapshot: &'a Snapshot, settings: &Settings, ends: &Ends) -> Option<&'a Arc<Workload>> {
+    if settings.workload.name.is_empty() {
+        snapshot.workload(&settings.network, ends.tunnel.about.local.ip())
+    } else {
+        snapshot.local_workload(&settings.workload, &settings.node)
+    }
+}
+
+/// Tells the client that the application is there, and the application who the client is, if it wants to know.
+async fn welcome(
+    ends: &Ends,
+    lease: Lease,
+    Opened { mut dialled, baggage, header }: Opened,
+    mut respond: SendResponse<Chunk>,
+    receive: RecvStream,
+) -> Result<(Dialled, Stream), Refusal> {
+    let Ok(send) = respond.send_response(accepted(baggage.as_ref()), false) else {
+        reset(dialled.stream);
+        return Err(Refusal::gone(if ends.tunnel.end().is_some() { lost(ends) } else { CloseReason::DownstreamGone }));
+    };
+    let stream = Stream::new(send, receive, lease);
+    if let Some(header) = header {
+        let written = timeout(HEADER_WITHIN, dialled.stream.write_all(&header)).await;
+        if let Err(error) = written.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+            pump::abandon(stream);
+            return Err(Refusal {
+                detail: Some(error.to_string().into()),
+                ..Refusal::gone(CloseReason::UpstreamError)
+            });
+        }
+    }
+    Ok((dialled, stream))
+}

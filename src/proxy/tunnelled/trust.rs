@@ -1,0 +1,83 @@
+//! Trust in the peers of live tunnels, in both roles: judged again whenever there are new credentials, since a handshake
+//! is only the first time.
+//!
+//! Revoked, or of a trust domain that is no longer accepted: cut at once. Of a root that was removed: takes no new
+//! streams, and is cut when the root's grace is over. A new leaf of our own changes nothing here. Fails closed: what
+//! cannot be judged is cut.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crate::hbone::Tunnel;
+use crate::identity::TlsGeneration;
+use crate::identity::tls::Verdict;
+use crate::identity::verify::Usage;
+use crate::proxy::worker::Worker;
+use crate::telemetry::{Role, TunnelEnd};
+
+/// Tunnels judged at one go: a chain is a fraction of a millisecond.
+const AT_ONE_GO: usize = 8;
+
+/// What these credentials say of the tunnel's peer.
+fn verdict(generation: &TlsGeneration, tunnel: &Tunnel, now: SystemTime) -> Verdict {
+    let usage = match tunnel.about.role {
+        Role::Server => Usage::Client,
+        Role::Client => Usage::Server,
+    };
+    generation.judge(&tunnel.about.chain, usage, now)
+}
+
+/// Judges all tunnels of the worker by new credentials, a few at a time, and the others meanwhile.
+pub async fn judge_tunnels(worker: Rc<Worker>, generation: Arc<TlsGeneration>) {
+    let mut tunnels = Vec::with_capacity(worker.tunnels.len());
+    worker.tunnels.for_each(|tunnel| tunnels.push(Rc::clone(tunnel)));
+    for some in tunnels.chunks(AT_ONE_GO) {
+        let now = SystemTime::now();
+        for tunnel in some.iter().filter(|tunnel| tunnel.end().is_none()) {
+            execute(tunnel, &verdict(&generation, tunnel, now), now);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Judges a tunnel that was made while there came new credentials.
+pub(super) fn judge_newcomer(worker: &Worker, tunnel: &Tunnel) {
+    let current = worker.shared.tls.as_ref().and_then(|tls| tls.borrow().clone());
+    if let Some(current) = current.filter(|current| current.number != tunnel.about.generation) {
+        let now = SystemTime::now();
+        execute(tunnel, &verdict(&current, tunnel, now), now);
+    }
+}
+
+fn execute(tunnel: &Tunnel, verdict: &Verdict, now: SystemTime) {
+    match verdict {
+        // Also where the root has come back; one that was retired stays so, and ends when its streams have.
+        Verdict::Good { .. } => tunnel.set_doomed(None),
+        Verdict::RootRemoved { until } if *until > now => {
+            tunnel.retire(TunnelEnd::Untrusted);
+            tunnel.set_doomed(Some(*until));
+        }
+        Verdict::Revoked => tunnel.cut(TunnelEnd::Revoked),
+        Verdict::RootRemoved { .. } | Verdict::TrustDomainRemoved | Verdict::Refused(_) => {
+            tunnel.cut(TunnelEnd::Untrusted);
+        }
+    }
+}
+
+/// The sweep's part: what has outlived its root's grace is cut, what peers opened to us and is too old is retired.
+pub fn look_after(worker: &Worker, now: Instant, wall: SystemTime) {
+    let settings = worker.settings();
+    worker.tunnels.for_each(|tunnel| {
+        if tunnel.doomed().is_some_and(|until| until <= wall) {
+            tunnel.cut(TunnelEnd::Untrusted);
+        }
+        let age = now.saturating_duration_since(tunnel.opened);
+        if tunnel.about.role == Role::Server && settings.tunnel.max_age.is_some_and(|limit| age >= limit) {
+            tunnel.retire(TunnelEnd::MaxAge);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;
