@@ -1,0 +1,64 @@
+//! HBONE tunnels between real programs, in network namespaces: foreign peers (Envoy, OpenSSL) and adit.
+//!
+//! ```text
+//! pki            certificates by `adit certs issue`, and odd ones
+//! envoy          a real Envoy: Envoy::hbone_server(..), Envoy::hbone_client(..); what it does on the wire
+//! openssl        SClient::new().leaf(..).with(..).run(..): accepted, or refused with which alert
+//! resetter       a server that resets streams by any code
+//! world          two hosts with a tunnel between them, adit or Envoy at each end
+//! relay          what every connection through a tunnel must do, for any world
+//! proof          the above on foreign peers alone
+//! adit_server    Envoy to adit                adit_client    adit to Envoy
+//! adit_both      adit to adit                 handshakes     OpenSSL to adit
+//! ```
+//!
+//! Needs Envoy where `.ci/install-envoy` puts it, and `openssl`; a test that misses one fails and says so.
+
+#![allow(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+#[path = "netns/kit.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "shared by test binaries, none of which uses all of it")]
+mod kit;
+
+#[path = "support/serve.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared by test binaries, none of which uses all of it")]
+mod serve;
+
+#[path = "data_path/bytes.rs"]
+mod bytes;
+
+#[path = "tunnels/pki.rs"]
+mod pki;
+
+#[path = "tunnels/envoy_config.rs"]
+mod envoy_config;
+
+#[path = "tunnels/envoy.rs"]
+mod envoy;
+
+#[path = "tunnels/openssl.rs"]
+mod openssl;
+
+#[path = "tunnels/resetter.rs"]
+mod resetter;
+
+#[path = "tunnels/world.rs"]
+mod world;
+
+#[path = "tunnels/relay.rs"]
+mod relay;
+
+#[path = "tunnels/proof.rs"]
+mod proof;
+
+#[path = "tunnels/adit_server.rs"]
+mod adit_server;
+
+#[path = "tunnels/adit_client.rs"]
+mod adit_client;
+
+#[path = "tunnels/adit_both.rs"]
+mod adit_both;
+
+#[path = "tunnels/handshakes.rs"]
+mod handshakes;
