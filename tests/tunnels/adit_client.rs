@@ -44,14 +44,11 @@ fn streams_beyond_a_limit() {
     });
 }
 
-/// Envoy ends everything when its application ends, by NO_ERROR; or, told to keep such streams, by CONNECT_ERROR in spite of that.
-/// Both come after END_STREAM: the client has all of it, and a clean end.
+/// Envoy ends everything when its application does, by END_STREAM and NO_ERROR: the client has all of it, and a clean end.
 #[test]
 fn a_server_ends_first() {
     isolated_within(LONG, || {
-        for features in [vec![], vec!["allow_multiplexed_upstream_half_close"]] {
-            let tweaks = Tweaks { features, ..Tweaks::default() };
-            let world = World::adit_to_envoy(KINDS[0], NO_RECORDS, &tweaks);
+        to_envoy("", |world| {
             let door = Door::open(world.far_host(), APP);
             for family in Family::BOTH {
                 for bytes in [&b""[..], b"all there is"] {
@@ -59,8 +56,7 @@ fn a_server_ends_first() {
                     relay::half(&mut server, &mut client, bytes);
                 }
             }
-            world.stop();
-        }
+        });
     });
 }
 

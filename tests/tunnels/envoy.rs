@@ -12,8 +12,8 @@
 //! * A hundred streams share one tunnel. One tunnel more is opened per MAX_CONCURRENT_STREAMS of the server.
 //! * A client's FIN is END_STREAM, and the other half goes on. A server's FIN ends everything: Envoy as server sends END_STREAM
 //!   and RST_STREAM(NO_ERROR) at once, and Envoy as client drops what its application says after the END_STREAM.
-//!   With runtime feature `allow_multiplexed_upstream_half_close` it sends END_STREAM and RST_STREAM(CONNECT_ERROR) instead; an Envoy
-//!   client then leaves the stream open without using it, so the two together hang.
+//!   Runtime feature `allow_multiplexed_upstream_half_close` is of no use: with it a server sends END_STREAM and
+//!   RST_STREAM(CONNECT_ERROR), and then gives the connection that has ended to the next stream for the same address.
 //! * A reset application is RST_STREAM(CONNECT_ERROR) from the server, RST_STREAM(INTERNAL_ERROR) from the client.
 //! * An RST_STREAM that the client receives is a FIN for its application if its code is CONNECT_ERROR or PROTOCOL_ERROR, and a
 //!   reset with every other code, NO_ERROR and CANCEL too, unless END_STREAM came before it: then it is a FIN.

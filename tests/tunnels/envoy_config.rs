@@ -32,8 +32,6 @@ pub(crate) struct Tweaks {
     pub(crate) frames: bool,
     /// Revocation lists that apply to peers.
     pub(crate) revocations: Option<PathBuf>,
-    /// Runtime features to switch on, without `envoy.reloadable_features.`.
-    pub(crate) features: Vec<&'static str>,
 }
 
 fn typed(kind: &str, mut value: Value) -> Value {
@@ -45,11 +43,8 @@ fn socket_address(address: &str, port: u16) -> Value {
     json!({ "socket_address": { "address": address, "port_value": port, "ipv4_compat": address == "::" } })
 }
 
-fn bootstrap(listeners: Vec<Value>, clusters: Vec<Value>, tweaks: &Tweaks) -> Value {
-    let features = tweaks.features.iter().map(|name| (format!("envoy.reloadable_features.{name}"), true.into()));
-    let features = features.collect::<serde_json::Map<_, _>>();
+fn bootstrap(listeners: Vec<Value>, clusters: Vec<Value>) -> Value {
     json!({
-        "layered_runtime": { "layers": [{ "name": "test", "static_layer": features }] },
         "admin": { "address": socket_address("127.0.0.1", ADMIN) },
         "static_resources": { "listeners": listeners, "clusters": clusters },
         // Else Envoy keeps asking for something that has no effect here.
@@ -161,7 +156,7 @@ pub(crate) fn server(leaf: &Leaf, tweaks: &Tweaks) -> Value {
         "connect_timeout": "5s",
         "original_dst_lb_config": { "use_http_header": true, "http_header_name": ":authority" },
     });
-    bootstrap(vec![listener], vec![authority], tweaks)
+    bootstrap(vec![listener], vec![authority])
 }
 
 /// An end of tunnels that opens them: its peers must have identity `peer`.
@@ -217,5 +212,5 @@ pub(crate) fn client(leaf: &Leaf, peer: &str, entrances: &[Entrance], tweaks: &T
             ] }] },
         })
     };
-    bootstrap(entrances.iter().map(listener).collect(), peers.iter().map(cluster).collect(), tweaks)
+    bootstrap(entrances.iter().map(listener).collect(), peers.iter().map(cluster).collect())
 }
