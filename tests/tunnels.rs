@@ -4,12 +4,13 @@
 //! pki            certificates by `adit certs issue`, and odd ones
 //! envoy          a real Envoy: Envoy::hbone_server(..), Envoy::hbone_client(..); what it does on the wire
 //! openssl        SClient::new().leaf(..).with(..).run(..): accepted, or refused with which alert
-//! resetter       a server that resets streams by any code
+//! resetter       a server that resets streams by any code      limited   one that lowers its limit of streams
 //! world          two hosts with a tunnel between them, adit or Envoy at each end
 //! relay          what every connection through a tunnel must do, for any world
 //! proof          the above on foreign peers alone
 //! adit_server    Envoy to adit                adit_client    adit to Envoy
 //! adit_both      adit to adit                 handshakes     OpenSSL to adit
+//! load           many, slow and stalled ones  odd_peers      what only raw frames do
 //! ```
 //!
 //! Needs Envoy where `.ci/install-envoy` puts it, and `openssl`; a test that misses one fails and says so.
@@ -42,6 +43,9 @@ mod openssl;
 #[path = "tunnels/resetter.rs"]
 mod resetter;
 
+#[path = "tunnels/limited.rs"]
+mod limited;
+
 #[path = "tunnels/world.rs"]
 mod world;
 
@@ -62,3 +66,9 @@ mod adit_both;
 
 #[path = "tunnels/handshakes.rs"]
 mod handshakes;
+
+#[path = "tunnels/load.rs"]
+mod load;
+
+#[path = "tunnels/odd_peers.rs"]
+mod odd_peers;

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::net::address::{UpstreamAddr, canonical};
-use crate::net::own_sockets::{OwnSocket, OwnSockets, Way};
+use crate::net::own_sockets::{Ends, OwnSocket, OwnSockets, Way};
 use crate::net::sockopt;
 
 /// What every upstream socket gets.
@@ -73,7 +73,7 @@ pub async fn dial(address: UpstreamAddr, options: DialOptions, own: &OwnSockets)
             Err(error) => return Err(fail(error)),
         }
         let local = socket.local_addr().map_err(fail)?.as_socket().map_or(address.socket_addr(), canonical);
-        own.remember(local, options.way)
+        own.remember(Ends { local, remote: canonical(address.socket_addr()) }, options.way)
     };
     let mut dialling = Dialling(Some(TcpStream::from_std(socket.into()).map_err(DialError::Socket)?));
     let established = |stream: &TcpStream| stream.take_error().and_then(|error| error.map_or(Ok(()), Err));
@@ -140,9 +140,10 @@ mod tests {
         let dialled = dial(address, PLAIN, &own).await.expect("connect");
         assert!(dialled.stream.nodelay().expect("nodelay"));
         let peer = listener.accept().expect("accept").1;
-        assert!(own.contains(peer));
+        let ends = Ends { local: peer, remote: address.socket_addr() };
+        assert!(own.contains(ends));
         drop(dialled);
-        assert!(!own.contains(peer));
+        assert!(!own.contains(ends));
     }
 
     #[tokio::test]

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use crate::config::settings::{Plaintext, PreserveSource};
-use crate::net::address::UpstreamAddr;
-use crate::net::own_sockets::Way;
+use crate::net::address::{UpstreamAddr, canonical};
+use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, connect};
@@ -24,14 +24,12 @@ use crate::telemetry::CloseReason;
 /// Why there is none.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, attempts, .. } = opening;
-    if worker.shared.own_sockets.contains_inward(entry.peer.socket_addr()) {
-        return Err(CloseReason::LoopRefused.into());
-    }
     let dst = original_dst(downstream, entry.peer, settings.capture)
         .map_err(|error| ConnectError { reason: CloseReason::NoOriginalDst, detail: Some(error) })?;
     entry.facts.borrow_mut().original_dst = Some(dst);
     let address = UpstreamAddr::from(dst);
-    if worker.is_own(address) {
+    let ends = Ends { local: entry.peer.socket_addr(), remote: canonical(dst.socket_addr()) };
+    if worker.shared.own_sockets.contains_inward(ends) || worker.is_own(address) {
         return Err(CloseReason::LoopRefused.into());
     }
     if !worker.is_local(dst.ip()) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
-use crate::net::own_sockets::Way;
+use crate::net::address::{OriginalDst, UpstreamAddr, canonical};
+use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, Tunnelled, Via, connect};
@@ -21,13 +21,11 @@ use crate::telemetry::{CloseReason, SecurityPolicy};
 /// Why there is none.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, .. } = &*opening;
-    // What comes from one of our own upstream sockets would be dialled again, and again.
-    if is_own_socket(worker, entry.peer) {
-        return Err(looped(downstream));
-    }
     let dst = original_dst(downstream, entry.peer, settings.capture)
         .map_err(|error| ConnectError { reason: CloseReason::NoOriginalDst, detail: Some(error) })?;
-    if worker.is_own(dst.into()) {
+    // What comes from one of our own upstream sockets would be dialled again, and again.
+    let ends = Ends { local: entry.peer.socket_addr(), remote: canonical(dst.socket_addr()) };
+    if is_own_socket(worker, ends) || worker.is_own(dst.into()) {
         return Err(looped(downstream));
     }
     let target = look_up(opening, dst)?;
@@ -44,11 +42,11 @@ fn looped(downstream: &TcpStream) -> ConnectError {
 
 /// Without a mark the rules know adit's connections by its user, and may not know them at all: then a connection that is
 /// only just being dialled counts too.
-fn is_own_socket(worker: &Worker, peer: PeerAddr) -> bool {
+fn is_own_socket(worker: &Worker, ends: Ends) -> bool {
     let own = &worker.shared.own_sockets;
     match worker.shared.mark {
-        Some(_) => own.contains(peer.socket_addr()),
-        None => own.contains_dialled(peer.socket_addr()),
+        Some(_) => own.contains(ends),
+        None => own.contains_dialled(ends),
     }
 }
 

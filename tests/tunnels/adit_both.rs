@@ -94,26 +94,6 @@ fn a_thousand_aborts() {
     });
 }
 
-/// A stalled stream holds up none of its neighbours in the same tunnel.
-#[test]
-fn one_stalled_stream_among_ten() {
-    isolated_within(LONG, || {
-        let world = World::adit_to_adit(KINDS[0], "workers: 1");
-        let door = Door::open(world.far_host(), APP);
-        let (stalled, unread) = world.pair(Family::V4, &door);
-        stalled.set_nonblocking(true).expect("O_NONBLOCK");
-        let piece = random(12, 1 << 20);
-        relay::fill(&stalled, &piece);
-        let mut others: Vec<_> = (0..9).map(|_| world.pair(Family::V4, &door)).collect();
-        for (client, server) in &mut others {
-            relay::half(client, server, &piece);
-            relay::half(server, client, &piece);
-        }
-        drop((others, stalled, unread));
-        world.stop();
-    });
-}
-
 /// The far adit goes away: the near one's applications see resets, never a clean end, and come back with it.
 #[test]
 fn a_killed_adit_resets_its_streams() {
