@@ -72,8 +72,6 @@ pub struct Request<'a> {
     pub network: &'a str,
     pub limits: &'a Connect,
     pub tunnel: &'a TunnelSettings,
-    /// The workload that it comes from, for the far side of a tunnel.
-    pub source_workload: Option<Arc<Workload>>,
     /// The client's address, to connect from it.
     pub source: Option<IpAddr>,
     pub way: Way,

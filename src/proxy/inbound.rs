@@ -61,7 +61,6 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
         network: &settings.network,
         limits: &settings.connect,
         tunnel: &settings.tunnel,
-        source_workload: None,
         source,
         way: if source.is_some() { Way::Borrowed } else { Way::In },
     };

@@ -91,7 +91,6 @@ pub(super) async fn connect_to(
         facts.service = service;
     }
     entry.set_state(State::Connecting);
-    let source_workload = worker.snapshot().local_workload(&settings.workload, &settings.node).cloned();
     let request = Request {
         target,
         dst,
@@ -100,7 +99,6 @@ pub(super) async fn connect_to(
         network: &settings.network,
         limits: &settings.connect,
         tunnel: &settings.tunnel,
-        source_workload,
         source: None,
         way: Way::Out,
     };

@@ -47,7 +47,11 @@ pub(super) async fn open(
     let hop = next_hop(address).socket_addr();
     let key = TunnelKey::new(hop, allowed, request.client.ip(), Arc::clone(&workload.uid));
     let authority = Authority::of_address(address.socket_addr());
-    let baggage = request.source_workload.as_ref().and_then(|workload| worker.baggage.of(workload));
+    let baggage = {
+        let (settings, snapshot) = (worker.settings(), worker.snapshot());
+        let local = snapshot.local_workload(&settings.workload, &settings.node);
+        local.and_then(|workload| worker.baggage.of(workload))
+    };
     let (_, service) = request.target.labels();
     let connect = ConnectRequest {
         authority: &authority,

@@ -228,7 +228,6 @@ async fn open(
         network: &settings.network,
         limits: &settings.connect,
         tunnel: &settings.tunnel,
-        source_workload: None,
         source,
         way: if source.is_some() { Way::Borrowed } else { Way::In },
     };
