@@ -11,6 +11,8 @@
 //! adit_server    Envoy to adit                adit_client    adit to Envoy
 //! adit_both      adit to adit                 handshakes     OpenSSL to adit
 //! load           many, slow and stalled ones  odd_peers      what only raw frames do
+//! rotation       new leaves, new roots, revocations under load
+//! loss           peers that vanish, drain, come back
 //! ```
 //!
 //! Needs Envoy where `.ci/install-envoy` puts it, and `openssl`; a test that misses one fails and says so.
@@ -72,3 +74,9 @@ mod load;
 
 #[path = "tunnels/odd_peers.rs"]
 mod odd_peers;
+
+#[path = "tunnels/rotation.rs"]
+mod rotation;
+
+#[path = "tunnels/loss.rs"]
+mod loss;

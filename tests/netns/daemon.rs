@@ -144,7 +144,7 @@ fn show(log: &[String]) {
     eprintln!("adit said:\n{}", log.join("\n"));
 }
 
-/// One HTTP request to a port on loopback of `host`; `None` unless there is a whole answer.
+/// One HTTP request to a port on loopback of `host`; `None` unless there is a whole answer. What came in chunks is put together.
 pub fn get(host: &Host, port: u16, path: &str) -> Option<String> {
     host.run(|| {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -154,8 +154,27 @@ pub fn get(host: &Host, port: u16, path: &str) -> Option<String> {
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked") => {
+                Some(format!("{head}\r\n\r\n{}", joined(body)?))
+            }
+            _ => Some(answer),
+        }
     })
+}
+
+/// The content of a body in chunks.
+fn joined(mut chunks: &str) -> Option<String> {
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = chunks.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some(whole);
+        }
+        whole += rest.get(..size)?;
+        chunks = rest.get(size..)?.strip_prefix("\r\n")?;
+    }
 }
 
 /// A warning, an error or a panic. Text lines are `time TAB level TAB scope TAB message`; the CLI's begin with `error:`.

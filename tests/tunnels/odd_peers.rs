@@ -86,7 +86,7 @@ async fn reset_by(stream: TcpStream, config: Arc<ClientConfig>, authority: Strin
     let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
     let name = ServerName::IpAddress(IpAddr::from(std::net::Ipv4Addr::LOCALHOST));
     let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.expect("a handshake");
-    let (mut send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    let (mut send, connection) = Box::pin(h2::client::handshake(stream)).await.expect("HTTP/2");
     let driver = tokio::task::spawn_local(connection);
     let request = Request::builder().method("CONNECT").uri(authority).body(()).expect("a request");
     let (response, mut body) = send.send_request(request, false).expect("an open tunnel");
@@ -167,7 +167,7 @@ fn what_becomes_of_a_clients_reset_codes() {
             let client = thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 let local = tokio::task::LocalSet::new();
-                let asked = local.run_until(reset_by(stream, config, authority, code));
+                let asked = Box::pin(local.run_until(reset_by(stream, config, authority, code)));
                 runtime.block_on(async { tokio::time::timeout(LIMIT, asked).await }).expect("in time");
             });
             let mut application = door.accept().stream;

@@ -60,6 +60,11 @@ impl Pki {
         Self::at(&prefix, root, id)
     }
 
+    /// What [`Self::leaf`] has made.
+    pub(crate) fn leaf_at(&self, root: &Root, account: &str) -> Leaf {
+        Self::at(&self.signed(root, account), root, &spiffe(account))
+    }
+
     /// Several roots in one file.
     pub(crate) fn bundle(&self, name: &str, roots: &[&Root]) -> PathBuf {
         let out = self.path(name).with_extension("crt");

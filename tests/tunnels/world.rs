@@ -162,6 +162,9 @@ impl World {
     pub(crate) const ENVOYS: Manner =
         Manner { server_first: false, server_reset: End::Fin, client_reset: End::Fin, refused: End::Fin };
 
+    pub(crate) const ADITS: Manner =
+        Manner { server_first: true, server_reset: End::Reset, client_reset: End::Reset, refused: End::Reset };
+
     pub(crate) fn envoy_to_envoy(tweaks: &Tweaks) -> Self {
         let ground = Ground::new();
         let far = Envoy::hbone_server(&ground.lab.server, &ground.far, tweaks);
@@ -205,9 +208,7 @@ impl World {
         let mesh = mesh(&lab.adit, &lab.server);
         let far = adit(&lab.server, kind, &settings(kind, FAR, &ground.far, more), &mesh);
         let near = adit(&lab.adit, kind, &settings(kind, NEAR, &ground.near, more), &mesh);
-        let manner =
-            Manner { server_first: true, server_reset: End::Reset, client_reset: End::Reset, refused: End::Reset };
-        ground.world(["adit", "server"], Side::Adit(near), Side::Adit(far), manner)
+        ground.world(["adit", "server"], Side::Adit(near), Side::Adit(far), Self::ADITS)
     }
 
     pub(crate) fn near_host(&self) -> &Host {
