@@ -340,6 +340,12 @@ impl Pool {
         }
     }
 
+    /// The far side may have been revoked while the tunnel was made: nobody has judged it by that yet.
+    fn judge_newcomer(&self, client: &Client) {
+        let current = self.parts.tls.borrow().clone();
+        client.tunnel.judge_newcomer(current.as_deref(), (self.parts.clock)());
+    }
+
     fn rows(&self) -> Vec<Rc<Row>> {
         self.rows.borrow().values().cloned().collect()
     }

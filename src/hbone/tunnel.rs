@@ -6,6 +6,7 @@
 //! end is known ([`Tunnel::end`]), and streams that fell with it say why.
 
 mod drive;
+mod judged;
 mod meter;
 
 pub use drive::{Driven, Pulse, Wire, drive};

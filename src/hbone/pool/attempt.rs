@@ -50,6 +50,9 @@ impl Attempt {
                 let client = Rc::clone(&established.client);
                 let _listed = tunnels.list(&client.tunnel);
                 let _counted = books.peers.join(&client.tunnel.about.identity, Usage::Server);
+                if let Some(pool) = pool.upgrade() {
+                    pool.judge_newcomer(&client);
+                }
                 row.add(&client);
                 serve(&pool, &row);
                 Box::pin(live(&pool, &row, established, promise, &limits)).await;

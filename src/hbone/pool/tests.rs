@@ -63,9 +63,14 @@ fn authority() -> Authority {
 }
 
 fn generation(authority: &Authority, number: u64, name: &str) -> Arc<TlsGeneration> {
+    generation_with(authority, number, name, "")
+}
+
+fn generation_with(authority: &Authority, number: u64, name: &str, list: &str) -> Arc<TlsGeneration> {
     let (now, id) = (SystemTime::now(), id(name));
     let issued = authority.issue(&id, now, DAY).expect("leaf");
-    let revoked = Arc::new(RevocationSet::read([]).expect("no lists"));
+    let lists = (!list.is_empty()).then_some((std::path::Path::new("crl.pem"), list.as_bytes()));
+    let revoked = Arc::new(RevocationSet::read(lists).expect("lists"));
     let bundle = Arc::new(TrustBundle::new([authority.certificate()], revoked).expect("bundle"));
     let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).expect("key");
     let credentials = Credentials::new(vec![issued.certificate], &key, bundle, &id, now).expect("credentials");

@@ -1,9 +1,7 @@
 //! Trust in the peers of live tunnels, in both roles: judged again whenever there are new credentials, since a handshake
 //! is only the first time.
 //!
-//! Revoked, or of a trust domain that is no longer accepted: cut at once. Of a root that was removed: takes no new
-//! streams, and is cut when the root's grace is over. A new leaf of our own changes nothing here. Fails closed: what
-//! cannot be judged is cut.
+//! Here is when; what a verdict does to a tunnel it knows itself ([`Tunnel::judge`]). A new leaf of our own changes nothing.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,22 +9,11 @@ use std::time::{Instant, SystemTime};
 
 use crate::hbone::Tunnel;
 use crate::identity::TlsGeneration;
-use crate::identity::tls::Verdict;
-use crate::identity::verify::Usage;
 use crate::proxy::worker::Worker;
 use crate::telemetry::{Role, TunnelEnd};
 
 /// Tunnels judged at one go: a chain is a fraction of a millisecond.
 const AT_ONE_GO: usize = 8;
-
-/// What these credentials say of the tunnel's peer.
-fn verdict(generation: &TlsGeneration, tunnel: &Tunnel, now: SystemTime) -> Verdict {
-    let usage = match tunnel.about.role {
-        Role::Server => Usage::Client,
-        Role::Client => Usage::Server,
-    };
-    generation.judge(&tunnel.about.chain, usage, now)
-}
 
 /// Judges all tunnels of the worker by new credentials, a few at a time, and the others meanwhile.
 pub async fn judge_tunnels(worker: Rc<Worker>, generation: Arc<TlsGeneration>) {
@@ -35,7 +22,7 @@ pub async fn judge_tunnels(worker: Rc<Worker>, generation: Arc<TlsGeneration>) {
     for some in tunnels.chunks(AT_ONE_GO) {
         let now = SystemTime::now();
         for tunnel in some.iter().filter(|tunnel| tunnel.end().is_none()) {
-            execute(tunnel, &verdict(&generation, tunnel, now), now);
+            tunnel.judge(&generation, now);
         }
         tokio::task::yield_now().await;
     }
@@ -44,25 +31,7 @@ pub async fn judge_tunnels(worker: Rc<Worker>, generation: Arc<TlsGeneration>) {
 /// Judges a tunnel that was made while there came new credentials.
 pub(super) fn judge_newcomer(worker: &Worker, tunnel: &Tunnel) {
     let current = worker.shared.tls.as_ref().and_then(|tls| tls.borrow().clone());
-    if let Some(current) = current.filter(|current| current.number != tunnel.about.generation) {
-        let now = SystemTime::now();
-        execute(tunnel, &verdict(&current, tunnel, now), now);
-    }
-}
-
-fn execute(tunnel: &Tunnel, verdict: &Verdict, now: SystemTime) {
-    match verdict {
-        // Also where the root has come back; one that was retired stays so, and ends when its streams have.
-        Verdict::Good { .. } => tunnel.set_doomed(None),
-        Verdict::RootRemoved { until } if *until > now => {
-            tunnel.retire(TunnelEnd::Untrusted);
-            tunnel.set_doomed(Some(*until));
-        }
-        Verdict::Revoked => tunnel.cut(TunnelEnd::Revoked),
-        Verdict::RootRemoved { .. } | Verdict::TrustDomainRemoved | Verdict::Refused(_) => {
-            tunnel.cut(TunnelEnd::Untrusted);
-        }
-    }
+    tunnel.judge_newcomer(current.as_deref(), SystemTime::now());
 }
 
 /// The sweep's part: what has outlived its root's grace is cut, what peers opened to us and is too old is retired.

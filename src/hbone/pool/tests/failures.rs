@@ -359,3 +359,23 @@ fn a_thousand_aborts_leave_nothing_behind() {
         assert!(opened.tunnel.carried() >= 1000);
     });
 }
+
+/// The handshake is verified by the old lists, and whoever judges live tunnels by the new ones has not seen this one.
+#[test]
+fn who_is_revoked_while_the_tunnel_is_made_gets_no_stream() {
+    on_worker(|| async {
+        let world = World::new();
+        let theirs = generation(&world.authority, 1, "server");
+        let peer = Peer::start(&theirs);
+        let serial = theirs.credentials.leaf().serial_bytes();
+        let list = world.authority.revoke(&[serial], SystemTime::now(), DAY).expect("a list");
+        let key = key(peer.address);
+        let mut asking = Box::pin(world.open(&key));
+        assert!(poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx).is_pending())).await);
+        world.tls.send_replace(Some(generation_with(&world.authority, 2, "client", &list)));
+        let error = asking.await.expect_err("it is revoked");
+        assert!(matches!(error, OpenError::Lost { end: Some(TunnelEnd::Revoked) }), "{error}");
+        until("nothing is left", || world.tunnels.is_empty() && world.pool.keys() == 0).await;
+        assert_eq!(peer.link(0).total.get(), 0, "nothing was asked of it");
+    });
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::hbone::tunnel::{About, Metered};
 use crate::identity::PeerIdentity;
+use crate::identity::tls::Verdict;
 
 fn tunnel() -> Rc<Tunnel> {
     let (authority, _) =
@@ -45,7 +46,7 @@ fn what_each_verdict_does() {
         (Verdict::RootRemoved { until: now }, Some(TunnelEnd::Untrusted), Some(TunnelEnd::Untrusted), None),
     ] {
         let tunnel = tunnel();
-        execute(&tunnel, &verdict, now);
+        tunnel.execute(&verdict, now);
         assert_eq!((tunnel.retiring(), tunnel.cutting(), tunnel.doomed()), (retiring, cutting, doomed), "{verdict:?}");
     }
 }
@@ -53,7 +54,7 @@ fn what_each_verdict_does() {
 #[test]
 fn a_root_that_comes_back_lets_its_tunnels_end_by_themselves() {
     let (tunnel, now) = (tunnel(), SystemTime::now());
-    execute(&tunnel, &Verdict::RootRemoved { until: now + Duration::from_secs(1) }, now);
-    execute(&tunnel, &good(&tunnel), now);
+    tunnel.execute(&Verdict::RootRemoved { until: now + Duration::from_secs(1) }, now);
+    tunnel.execute(&good(&tunnel), now);
     assert_eq!((tunnel.retiring(), tunnel.cutting(), tunnel.doomed()), (Some(TunnelEnd::Untrusted), None, None));
 }
