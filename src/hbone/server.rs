@@ -3,8 +3,8 @@
 //! In: the socket, the credentials in force, the limits of tunnels. Out: an [`Arrival`], whose peer has proved who it is
 //! and has spoken HTTP/2; then, from [`Arrival::serve`], what the driver polls: each request goes to a callback.
 //!
-//! - A retired tunnel says GOAWAY and takes what the peer opened before it heard of it. It ends when its last stream
-//!   has, or, if the peer never answers the GOAWAY and has no stream, after [`GOAWAY_WITHIN`].
+//! - A retired tunnel says GOAWAY and takes what the peer opened before it heard of it, for [`GOAWAY_WITHIN`] at most:
+//!   what a peer that does not answer the GOAWAY opens later is reset, unseen. It ends when its last stream has.
 //! - What a peer may make us hold is bounded by HTTP/2's settings: streams, header lists, windows.
 //!
 //! Has no deadline of its own: whoever shakes hands puts one around it. Fails closed. No library's words come out of it.
@@ -33,7 +33,7 @@ use crate::hbone::window::{Grant, Windows, configure_server};
 use crate::identity::{PeerIdentity, TlsGeneration};
 use crate::telemetry::TunnelEnd;
 
-/// How long the peer may take to answer a GOAWAY before a tunnel without streams is closed all the same.
+/// How long the peer may take to answer a GOAWAY before it opens streams in vain, and a tunnel without any is closed.
 const GOAWAY_WITHIN: Duration = Duration::from_secs(2);
 
 /// Requests taken in one turn: a peer that floods must not keep the worker from its other connections.
@@ -130,7 +130,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Arrival<T> {
     /// For the driver; `take` gets each request, in order, and must not block.
     pub fn serve<F: FnMut(Asked)>(mut self, take: F) -> (Served<T, F>, Option<PingPong>) {
         let pings = self.connection.ping_pong();
-        (Served { connection: self.connection, first: self.first, take, hurry: None, _grant: self.grant }, pings)
+        let connection = self.connection;
+        (Served { connection, first: self.first, take, hurry: None, is_closed: false, _grant: self.grant }, pings)
     }
 }
 
@@ -142,6 +143,8 @@ pub struct Served<T, F> {
     take: F,
     /// Once retired: when it is closed if the peer has not answered and has no stream.
     hurry: Option<Pin<Box<Sleep>>>,
+    /// The peer has had its time: no new streams.
+    is_closed: bool,
     _grant: Grant,
 }
 
@@ -152,6 +155,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, F: FnMut(Asked)> Served<T, F> {
         if hurry.as_mut().poll(cx).is_pending() {
             return;
         }
+        self.is_closed = true;
         if self.connection.has_streams() {
             hurry.as_mut().reset(Instant::now() + GOAWAY_WITHIN);
             // Registers the timer again.
@@ -172,6 +176,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin, F: FnMut(Asked)> Driven for Served<T, F>
         self.poll_hurry(cx);
         for _ in 0..REQUESTS_PER_TURN {
             match self.connection.poll_accept(cx) {
+                // Says that nothing was done with it: it may be asked for again, in another tunnel.
+                Poll::Ready(Some(Ok((_, mut respond)))) if self.is_closed => respond.send_reset(Reason::REFUSED_STREAM),
                 Poll::Ready(Some(Ok((request, respond)))) => (self.take)(Asked { request, respond }),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),

@@ -56,3 +56,38 @@ async fn what_a_peer_may_have_open_is_told_in_our_settings() {
     assert!(header_list.is_some_and(|bytes| bytes <= 64 * 1024), "{settings:?}");
     drop((arrival, Bytes::new()));
 }
+
+fn connect_frame(stream: u8) -> Vec<u8> {
+    // Of HPACK: `:method` and `:authority`, whose names are in the static table.
+    let block = [&[0x02, 7][..], b"CONNECT", &[0x01, 4], b"a:80"].concat();
+    let length = u8::try_from(block.len()).expect("short");
+    [&[0, 0, length, 1, 4, 0, 0, 0, stream][..], &block].concat()
+}
+
+/// A tunnel is retired also because its peer is not trusted any more: not to answer must not be a way to go on.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_ignores_the_goaway_opens_streams_in_vain() {
+    let (mut peer, ours) = duplex(64 * 1024);
+    peer.write_all(&[PREFACE, &SETTINGS].concat()).await.expect("room");
+    let arrival = speak(ours, &Limits::default(), &Windows::new()).await.expect("a tunnel");
+    let taken = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let keep = Rc::clone(&taken);
+    let (mut served, _pings) = arrival.serve(move |asked| keep.borrow_mut().push(asked));
+    served.retire();
+    let refused = [0, 0, 4, 3, 0, 0, 0, 0, 3, 0, 0, 0, 7];
+    let mut heard = Vec::new();
+    for (stream, frame) in [(1, connect_frame(1)), (3, connect_frame(3))] {
+        peer.write_all(&frame).await.expect("room");
+        for _ in 0..10 {
+            let over = poll_fn(|cx| Poll::Ready(served.poll(cx).is_ready())).await;
+            assert!(!over, "its first stream lives");
+            let mut bytes = [0; 1024];
+            let soon = tokio::time::timeout(Duration::from_millis(1), peer.read(&mut bytes)).await;
+            heard.extend_from_slice(&bytes[..soon.map_or(0, |read| read.expect("bytes"))]);
+        }
+        assert_eq!(taken.borrow().len(), 1, "{stream}: what it opened in time is taken");
+        tokio::time::sleep(GOAWAY_WITHIN).await;
+        let _alive = poll_fn(|cx| Poll::Ready(served.poll(cx).is_pending())).await;
+    }
+    assert!(heard.windows(refused.len()).any(|bytes| bytes == refused), "{heard:?}");
+}
