@@ -3,6 +3,7 @@
 //! In: files. Out: a [`RevocationSet`], read whole or not at all. A list that has expired stays in force: what was
 //! revoked stays revoked. That and a list that cannot be read are the operator's to hear of; see `files`.
 
+use std::cmp::Reverse;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -34,10 +35,10 @@ pub struct ListFacts {
 }
 
 impl RevocationSet {
-    /// Reads files in PEM or DER; a list that is there twice counts once.
+    /// Reads files in PEM or DER; a list that is there twice counts once, and the newest of an issuer counts.
     pub fn read<'a>(files: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<Self, PemError> {
         let mut set = Self::default();
-        let mut seen = Vec::new();
+        let (mut seen, mut found) = (Vec::new(), Vec::new());
         for (file, bytes) in files {
             for (block, der) in pem::revocation_lists(file, bytes)? {
                 if seen.contains(&der) {
@@ -48,17 +49,20 @@ impl RevocationSet {
                     .map_err(|_detail| malformed("it is not a revocation list that can be enforced"))?;
                 let (_, parsed) = CertificateRevocationList::from_der(&der)
                     .map_err(|_detail| malformed("it is not a well-formed revocation list"))?;
-                set.facts.push(ListFacts {
+                let facts = ListFacts {
                     issuer: parsed.issuer().to_string(),
                     this_update: time(parsed.last_update().timestamp()),
                     next_update: parsed.next_update().map(|at| time(at.timestamp())),
                     revoked: parsed.iter_revoked_certificates().count(),
-                });
+                };
                 set.digest.update(&der);
-                set.lists.push(list.into());
+                found.push((facts, list.into()));
                 seen.push(der);
             }
         }
+        // Of several by one issuer only the first is asked: the newest, and of two made at once the longer.
+        found.sort_by_key(|(facts, _)| Reverse((facts.this_update, facts.revoked)));
+        (set.facts, set.lists) = found.into_iter().unzip();
         Ok(set)
     }
 

@@ -159,15 +159,17 @@ impl TlsGeneration {
         };
         let root = |bundle| verify::chain_to_root(bundle, leaf, above, at, usage, Look::AGAIN);
         let found = match root(self.credentials.bundle()) {
-            Err(PeerError::UnknownIssuer) => match root(&self.formerly) {
-                Ok(root) => Verdict::RootRemoved { until: self.grace_until(&root).unwrap_or(now) },
-                Err(PeerError::UnknownIssuer) => Verdict::RootRemoved { until: now },
-                Err(PeerError::Revoked) => Verdict::Revoked,
-                Err(error) => Verdict::Refused(error),
-            },
             Ok(root) => Verdict::Good { root },
             Err(PeerError::Revoked) => Verdict::Revoked,
-            Err(error) => Verdict::Refused(error),
+            // Whatever the error: a root that was replaced by one of the same name is not unknown, its signatures are bad.
+            Err(error) => match root(&self.formerly) {
+                Ok(root) => Verdict::RootRemoved { until: self.grace_until(&root).unwrap_or(now) },
+                Err(PeerError::Revoked) => Verdict::Revoked,
+                Err(PeerError::UnknownIssuer) if error == PeerError::UnknownIssuer => {
+                    Verdict::RootRemoved { until: now }
+                }
+                Err(_) => Verdict::Refused(error),
+            },
         };
         match (facts.spiffe_id(), found) {
             (_, Verdict::Revoked) => Verdict::Revoked,

@@ -284,3 +284,44 @@ fn openssl_agrees() {
         assert!(!text.contains("hello") && text.contains(alert), "{alert}: {text}");
     }
 }
+
+/// An authority that makes itself a new root most often keeps its name: then the old chain is not of an unknown issuer,
+/// but its signature is bad.
+#[test]
+fn a_root_that_was_replaced_by_one_of_the_same_name_has_its_grace() {
+    let (old, new) = (root("authority"), root("authority"));
+    let (now, clock) = (SystemTime::now(), system_clock());
+    let (until, peer) = (now + DAY, leaf(&old, &id("x")));
+    let judge = |crls: &[&str], retired: bool| {
+        let made = generation(&new, &[&new], "db", crls, &clock);
+        let gone = bundle(&[&old], Arc::default()).known().next().unwrap();
+        let gone = RetiredRoot { root: gone.root, anchor: gone.anchor, until };
+        let made = if retired { made.with_retired([gone].into()) } else { made };
+        made.judge(std::slice::from_ref(&peer.certificate), Usage::Client, now)
+    };
+    assert_eq!(judge(&[], true), Verdict::RootRemoved { until });
+    assert_eq!(judge(&[], false), Verdict::Refused(PeerError::BadSignature), "without grace it is cut");
+    let list = old.revoke(&[serial(&peer.certificate)], now, DAY).unwrap();
+    assert_eq!(judge(&[&list], true), Verdict::Revoked);
+}
+
+/// Whoever adds the new list below the old one has revoked all the same.
+#[test]
+fn of_several_lists_of_an_issuer_the_newest_counts() {
+    let a = root("a");
+    let (now, clock, peer) = (SystemTime::now(), system_clock(), leaf(&a, &id("x")));
+    let old = a.revoke(&[], now - DAY, DAY * 2).unwrap();
+    let new = a.revoke(&[serial(&peer.certificate)], now, DAY).unwrap();
+    let at_once = a.revoke(&[], now, DAY).unwrap();
+    for lists in [[&*old, &new, &at_once], [&new, &at_once, &old], [&at_once, &old, &new]] {
+        let made = generation(&a, &[&a], "db", &lists, &clock);
+        assert_eq!(made.judge(std::slice::from_ref(&peer.certificate), Usage::Client, now), Verdict::Revoked);
+        assert_eq!(refusal(meet(&generation_of(&a, &peer, "x"), &made, &["db"])), ("server", "revoked"));
+    }
+}
+
+fn generation_of(authority: &Authority, issued: &Issued, name: &str) -> TlsGeneration {
+    let id = id(name);
+    let made = credentials(issued, &[], bundle(&[authority], Arc::default()), &id).unwrap();
+    TlsGeneration::new(1, Arc::new(made), domains(&["cluster.local"]), &system_clock()).unwrap()
+}
