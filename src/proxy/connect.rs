@@ -193,10 +193,15 @@ async fn attempt_one(
     candidate: &Candidate,
     deadline: tokio::time::Instant,
 ) -> Result<Via, ConnectError> {
-    if let (Carriage::Tunnel, Some(workload)) = (candidate.carriage, &candidate.workload) {
-        // Boxed: plain connections should not carry the room for it.
-        let mut opening = Box::pin(tunnel::open(worker, request, candidate.address, workload, deadline));
-        return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await?)));
+    match (candidate.carriage, &candidate.workload) {
+        (Carriage::Plain, _) => {}
+        (Carriage::Tunnel, Some(workload)) => {
+            // Boxed: plain connections should not carry the room for it.
+            let mut opening = Box::pin(tunnel::open(worker, request, candidate.address, workload, deadline));
+            return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await?)));
+        }
+        // Nobody makes one; if somebody did, it would not be known who may answer.
+        (Carriage::Tunnel, None) => return Err(CloseReason::TunnelUnsupported.into()),
     }
     let until = deadline.min(tokio::time::Instant::now() + request.limits.timeout);
     let options = DialOptions { mark: worker.shared.mark, source: request.source, way: request.way };

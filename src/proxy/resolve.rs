@@ -78,13 +78,10 @@ impl ResolveError {
 pub fn resolve(snapshot: &Snapshot, question: &Question<'_>) -> Result<Target, ResolveError> {
     let Question { dst, network, client_namespace, egress } = *question;
     if let Some(state) = snapshot.service(network, dst.ip(), client_namespace) {
-        return of_service(state, dst);
+        return of_service(snapshot, network, state, dst);
     }
     if let Some(workload) = snapshot.workload(network, dst.ip()) {
-        let carriage = carriage(workload, network).filter(|_| workload.waypoint.is_none());
-        let Some(carriage) = carriage else { return Err(ResolveError::NeedsTunnel(dst)) };
-        let (address, workload) = (UpstreamAddr::new(dst.socket_addr()), Some(Arc::clone(workload)));
-        return Ok(Target::Single { address, workload, service: None, carriage });
+        return of_workload(workload, network, None, dst);
     }
     match egress {
         Egress::AllowAny => Ok(pass_through(dst, None)),
@@ -92,22 +89,44 @@ pub fn resolve(snapshot: &Snapshot, question: &Question<'_>) -> Result<Target, R
     }
 }
 
+fn of_workload(
+    workload: &Arc<Workload>,
+    network: &str,
+    service: Option<Arc<ServiceLabels>>,
+    dst: OriginalDst,
+) -> Result<Target, ResolveError> {
+    let carriage = carriage(workload, network).filter(|_| workload.waypoint.is_none());
+    let Some(carriage) = carriage else { return Err(ResolveError::NeedsTunnel(dst)) };
+    let (address, workload) = (UpstreamAddr::new(dst.socket_addr()), Some(Arc::clone(workload)));
+    Ok(Target::Single { address, workload, service, carriage })
+}
+
 fn pass_through(dst: OriginalDst, service: Option<Arc<ServiceLabels>>) -> Target {
     let address = UpstreamAddr::new(dst.socket_addr());
     Target::Single { address, workload: None, service, carriage: Carriage::Plain }
 }
 
-/// Resolves a service that was found, by address or by name.
+/// Resolves a service that was found, by address or by name. One that passes through leads to the workload that has the
+/// address, if there is one: a range may cover workloads that must not be dialled in the clear.
 ///
 /// # Errors
 /// See [`ResolveError`].
-pub fn of_service(state: &Arc<ServiceState>, dst: OriginalDst) -> Result<Target, ResolveError> {
+pub fn of_service(
+    snapshot: &Snapshot,
+    network: &str,
+    state: &Arc<ServiceState>,
+    dst: OriginalDst,
+) -> Result<Target, ResolveError> {
     let service = &state.service;
     if service.waypoint.is_some() || service.weighted_waypoints.iter().any(|(_, weight)| *weight > 0) {
         return Err(ResolveError::NeedsTunnel(dst));
     }
     if matches!(&service.load_balancer, Some(balancer) if balancer.mode == LoadBalancerMode::Passthrough) {
-        return Ok(pass_through(dst, Some(Arc::clone(&service.labels))));
+        let labels = Some(Arc::clone(&service.labels));
+        return match snapshot.workload(network, dst.ip()) {
+            Some(workload) => of_workload(workload, network, labels, dst),
+            None => Ok(pass_through(dst, labels)),
+        };
     }
     if !service.ports.contains_key(&dst.port()) {
         return Err(ResolveError::NoServicePort(dst));
@@ -130,4 +149,42 @@ pub fn carriage(workload: &Workload, network: &str) -> Option<Carriage> {
         Protocol::Tcp => Carriage::Plain,
         Protocol::Hbone => Carriage::Tunnel,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::snapshot_of;
+
+    const WORLD: &str = "
+workloads:
+- { uid: safe, name: safe, namespace: shop, workloadIps: [10.0.0.5], protocol: HBONE }
+- { uid: plain, name: plain, namespace: shop, workloadIps: [10.0.0.6] }
+services:
+- name: range
+  namespace: shop
+  hostname: range.shop
+  vips: []
+  cidrVips: [{ network: '', cidr: 10.0.0.0/8 }]
+  ports: {}
+  loadBalancer: { mode: Passthrough, routingPreferences: [] }
+";
+
+    /// A range is often that of the whole network, and the workloads in it are still who they are.
+    #[test]
+    fn what_passes_through_a_range_to_a_workload_goes_as_the_workload_wants() {
+        let snapshot = snapshot_of("mesh.yaml", WORLD).expect("a mesh");
+        for (dst, uid, want) in [
+            ("10.0.0.5:80", Some("safe"), Carriage::Tunnel),
+            ("10.0.0.6:80", Some("plain"), Carriage::Plain),
+            ("10.0.0.7:80", None, Carriage::Plain),
+        ] {
+            let dst = OriginalDst::new(dst.parse().expect("address"));
+            let question = Question { dst, network: "", client_namespace: "shop", egress: Egress::RegistryOnly };
+            let target = resolve(&snapshot, &question).expect("a target");
+            let Target::Single { workload, service, carriage, .. } = target else { panic!("{target:?}") };
+            assert_eq!((workload.as_ref().map(|it| &*it.uid), carriage), (uid, want), "{dst}");
+            assert_eq!(service.map(|labels| labels.hostname.to_string()).as_deref(), Some("range.shop"));
+        }
+    }
 }

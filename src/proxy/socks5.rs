@@ -168,7 +168,8 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
     let dst = OriginalDst::new(SocketAddr::new(ip, port));
     note_source(opening, &snapshot);
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
-    let target = of_service(state, dst).map_err(|error| ConnectError::from(error.close_reason()))?;
+    let target = of_service(&snapshot, &settings.network, state, dst)
+        .map_err(|error| ConnectError::from(error.close_reason()))?;
     if matches!(&target, Target::Single { .. }) && vip.is_none() {
         // Passed through by its load balancer, but there is no address to pass it to.
         return Err(CloseReason::NameUnresolved.into());
