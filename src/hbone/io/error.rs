@@ -283,12 +283,12 @@ impl HandshakeError {
             Cause::Closed => "closed",
             Cause::NotTls => "not_tls",
             Cause::Incompatible(_) => "incompatible",
-            Cause::ApplicationProtocol => "application_protocol",
+            Cause::ApplicationProtocol => "alpn",
             Cause::TooLong => "too_long",
             Cause::Protocol => "protocol",
             Cause::Decrypt => "decrypt",
             Cause::Socket { .. } => "socket",
-            Cause::Internal => "internal",
+            Cause::Internal => "other",
         }
     }
 }

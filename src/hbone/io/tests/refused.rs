@@ -175,7 +175,7 @@ fn nothing_in_common() {
         let mut config = ClientConfig::clone(&wants(&web, "db"));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let (error, alert) = accepting(&db, Arc::new(config.clone())).await;
-        assert_eq!((error.phase, error.reason()), (Phase::Hello, "application_protocol"));
+        assert_eq!((error.phase, error.reason()), (Phase::Hello, "alpn"));
         assert_eq!(alert, Some(AlertDescription::NoApplicationProtocol));
 
         let mut server = ServerConfigOf::clone(db.server());
@@ -334,5 +334,30 @@ fn errors_speak_our_own_words() {
     for errno in [104, 32, 110, 5] {
         let error = TlsError::socket(&io::Error::from_raw_os_error(errno));
         assert!(!error.to_string().contains("os error"), "{error}");
+    }
+}
+
+/// Else it would be counted as something else.
+#[test]
+fn every_reason_is_one_that_is_counted() {
+    let alert = Alert::ACCESS_DENIED;
+    let socket = Cause::Socket { kind: io::ErrorKind::Other, errno: None };
+    for cause in [
+        Cause::Peer(PeerError::Revoked),
+        Cause::NoCertificate,
+        Cause::Unidentified,
+        Cause::Alert(alert),
+        Cause::Closed,
+        Cause::NotTls,
+        Cause::Incompatible("no cipher"),
+        Cause::ApplicationProtocol,
+        Cause::TooLong,
+        Cause::Protocol,
+        Cause::Decrypt,
+        socket,
+        Cause::Internal,
+    ] {
+        let error = HandshakeError { phase: Phase::Hello, cause };
+        assert!(crate::identity::failures::REASONS.contains(&error.reason()), "{error}: {}", error.reason());
     }
 }
