@@ -26,7 +26,7 @@ use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, request};
 
 pub use answer::{Refused, accepted, read_answer, reason_of, refused};
-pub use authority::{Authority, AuthorityError, HostName, NotAName};
+pub use authority::{Authority, AuthorityError, HostName, LONGEST_AUTHORITY, NotAName};
 pub use baggage::baggage_of;
 pub use claims::Claims;
 use scratch::Scratch;

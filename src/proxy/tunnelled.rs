@@ -15,7 +15,7 @@ mod refusal;
 mod stream;
 mod trust;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -41,7 +41,7 @@ use crate::proxy::limits::Admitted;
 use crate::proxy::relay::reset;
 use crate::proxy::worker::{Accepted, Worker};
 use crate::telemetry::access::AccessRecord;
-use crate::telemetry::{CloseReason, Door, Role, TunnelEnd};
+use crate::telemetry::{CloseReason, Door, PeerLabels, Role, TunnelEnd};
 
 pub use trust::{judge_tunnels, look_after};
 
@@ -73,6 +73,20 @@ struct Ends {
     own: Arc<str>,
     /// What the answers of this tunnel say of the local workload.
     baggage: Baggage,
+    /// Of the client, as its last stream had them.
+    source: RefCell<Option<Arc<PeerLabels>>>,
+}
+
+impl Ends {
+    /// The same for streams that say the same: series are remembered by what is shared, and a set for each stream would drive
+    /// those of others out.
+    fn share(&self, labels: PeerLabels) -> Arc<PeerLabels> {
+        let mut source = self.source.borrow_mut();
+        match &*source {
+            Some(known) if **known == labels => Arc::clone(known),
+            _ => Arc::clone(source.insert(Arc::new(labels))),
+        }
+    }
 }
 
 /// How far a handshake has come; for what is said when its time is over.
@@ -268,6 +282,7 @@ async fn live(
         peer: source,
         own: generation.credentials.id().as_str().into(),
         baggage: Baggage::default(),
+        source: RefCell::default(),
     });
     let pulse = Pulse { interval: settings.tunnel.ping_interval, timeout: settings.tunnel.ping_timeout };
     let (served, pings) = arrival.serve(|asked| stream::carry(worker, &ends, asked));

@@ -19,7 +19,7 @@ use super::scratch::Scratch;
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 /// A name, a colon and five digits.
-const MAX_AUTHORITY: usize = MAX_NAME + 6;
+pub const LONGEST_AUTHORITY: usize = MAX_NAME + 6;
 
 /// Where a stream is to go.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -38,7 +38,7 @@ pub struct HostName(Box<str>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("it is longer than {MAX_AUTHORITY} bytes")]
+    #[error("it is longer than {LONGEST_AUTHORITY} bytes")]
     TooLong,
     #[error("it has no port from 1 to 65535")]
     Port,
@@ -65,7 +65,7 @@ impl Authority {
     /// The URI of a CONNECT: the authority and nothing else. One allocation.
     #[must_use]
     pub fn to_uri(&self) -> Uri {
-        let text = Scratch::<MAX_AUTHORITY>::of(format_args!("{self}"));
+        let text = Scratch::<LONGEST_AUTHORITY>::of(format_args!("{self}"));
         let authority = uri::Authority::try_from(text.bytes());
         authority.expect("digits, letters, '-', '_', '.', ':' and brackets around IPv6 are an authority").into()
     }
@@ -75,7 +75,7 @@ impl FromStr for Authority {
     type Err = AuthorityError;
 
     fn from_str(text: &str) -> Result<Self, AuthorityError> {
-        if text.len() > MAX_AUTHORITY {
+        if text.len() > LONGEST_AUTHORITY {
             return Err(AuthorityError::TooLong);
         }
         let (host, port) = text.rsplit_once(':').ok_or(AuthorityError::Port)?;

@@ -22,7 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::Settings;
-use crate::hbone::request::{Claims, accepted, read, refused};
+use crate::hbone::request::{Claims, LONGEST_AUTHORITY, accepted, read, refused};
 use crate::hbone::server::Asked;
 use crate::hbone::{Chunk, Lease, Stream};
 use crate::mesh::{Snapshot, Workload};
@@ -248,7 +248,9 @@ fn note_tunnel(entry: &Entry, ends: &Ends, parts: &request::Parts) {
     facts.security = SecurityPolicy::MutualTls;
     facts.source_identity = Some(Arc::clone(&ends.peer));
     facts.destination_identity = Some(Arc::clone(&ends.own));
-    facts.hbone_addr = parts.uri.authority().map(|authority| authority.as_str().into());
+    // As long as a sound one can be; the rest of another says nothing more.
+    let short = |text: &str| text.get(..text.len().min(LONGEST_AUTHORITY)).unwrap_or_default().into();
+    facts.hbone_addr = parts.uri.authority().map(|authority| short(authority.as_str()));
 }
 
 /// What the state knows of both ends, and what the client claims where it knows nothing.
@@ -261,7 +263,7 @@ fn note_ends(
     hop: Option<&NextHop>,
 ) {
     let mut facts = entry.facts.borrow_mut();
-    facts.source = Some(source_labels(snapshot, &entry.settings, entry.peer, claims, &ends.peer));
+    facts.source = Some(source_labels(snapshot, &entry.settings, entry.peer, claims, ends));
     facts.destination = Some(Arc::clone(&local.labels));
     facts.upstream = hop.map(|hop| hop.address);
     facts.service = hop.and_then(|hop| hop.service.clone());
@@ -274,16 +276,17 @@ fn source_labels(
     settings: &Settings,
     peer: PeerAddr,
     claims: Claims<'_>,
-    identity: &Arc<str>,
+    ends: &Ends,
 ) -> Arc<PeerLabels> {
+    let identity = &ends.peer;
     let foreign = claims.network().is_some_and(|network| !network.eq_ignore_ascii_case(&settings.network));
     let known = if foreign { None } else { snapshot.workload(&settings.network, peer.ip()) };
     match known {
         Some(workload) if workload.labels.principal == *identity => Arc::clone(&workload.labels),
         Some(workload) => {
-            Arc::new(PeerLabels { principal: Arc::clone(identity), ..PeerLabels::clone(&workload.labels) })
+            ends.share(PeerLabels { principal: Arc::clone(identity), ..PeerLabels::clone(&workload.labels) })
         }
-        None => Arc::new(PeerLabels { principal: Arc::clone(identity), ..claims.peer().unwrap_or_default() }),
+        None => ends.share(PeerLabels { principal: Arc::clone(identity), ..claims.peer().unwrap_or_default() }),
     }
 }
 

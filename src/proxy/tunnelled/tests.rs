@@ -116,6 +116,21 @@ fn every_refusal_has_its_status_and_its_word() {
     });
 }
 
+/// Sixty kilobytes of it would fit in a request.
+#[test]
+fn an_endless_authority_is_logged_in_short() {
+    run(async {
+        let world = World::new();
+        let mut client = world.client().await;
+        let (response, _send) = client.connect(&format!("{}:80", "a".repeat(20_000))).await;
+        assert_eq!(refusal(&response), (400, "bad_authority".to_owned()));
+        let record = world.record("bad_connect").await;
+        assert_eq!(record["dst.hbone_addr"].as_str().map(str::len), Some(259), "{record}");
+        drop(client);
+        world.ends().await;
+    });
+}
+
 #[test]
 fn a_workload_that_appears_in_time_is_waited_for() {
     run(async {
