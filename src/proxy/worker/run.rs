@@ -202,8 +202,9 @@ fn obey(worker: &Worker, phase: Phase) {
         }
     }
     // Told again each time: a tunnel that was in its handshake when the doors closed has not heard of it.
+    // Those to others are the pool's: it lets one that is under way serve who waits for it.
     worker.tunnels.for_each(|tunnel| {
-        if phase >= Phase::DrainAll || tunnel.about.role == Role::Server {
+        if tunnel.about.role == Role::Server {
             tunnel.retire(TunnelEnd::Drain);
         }
     });
