@@ -17,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   adit redirect print                                    what apply would do, as a shell script
   nsenter --net=/run/netns/app adit redirect apply       capture the namespace of an application
+  adit run & adit redirect apply --wait 10s              both at once, as in a container
   adit redirect apply --kind tproxy --exclude-outbound-ports 25 --exclude-cidrs 10.0.0.0/8
   adit redirect apply --host --include-inbound-ports 8080 --rollback-after 60s
   adit redirect confirm                                  within these 60 s, from a new connection
@@ -24,6 +25,8 @@ Examples:
 
 /// The longest time that a rollback may wait: who confirms later than that does not watch.
 const MAX_ROLLBACK: Duration = Duration::from_secs(24 * 60 * 60);
+
+const MAX_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// Lead the TCP connections of this network namespace to adit, and undo it
 #[derive(Debug, Args)]
@@ -117,6 +120,9 @@ struct ApplyArgs {
     /// Where adit says whether it is ready
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15021")]
     readiness: SocketAddr,
+    /// How long to wait for it to become ready
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = wait)]
+    wait: Duration,
     /// Do not ask whether adit is ready. Until it is, captured connections are refused.
     #[arg(long)]
     force: bool,
@@ -182,6 +188,9 @@ fn refuse(error: &RedirectError, output: &mut Output<'_>) -> Exit {
 fn applied(args: ApplyArgs) -> Result<String, RedirectError> {
     let options = Options::from(args.rules);
     let readiness = (!args.force).then_some(args.readiness);
+    if let Some(address) = readiness {
+        redirect::wait_until_ready(address, args.wait);
+    }
     redirect::apply(&options, &Safeguards { host: args.host, readiness })?;
     let undo = match options.rollback_after {
         Some(after) => {
@@ -257,6 +266,11 @@ fn rollback(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn wait(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if wait <= MAX_WAIT { Ok(wait) } else { Err("must be at most 10m".to_owned()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,8 +336,13 @@ mod tests {
             "--rollback-after 2days",
             "--rollback-after 60",
             "--host",
+            "--wait 5s",
         ] {
             assert!(parse(&format!("print {flags}")).is_err(), "{flags}");
+        }
+        assert!(parse("apply --wait 5s").is_ok());
+        for flags in ["--wait 5", "--wait 11m", "--wait -1s"] {
+            assert!(parse(&format!("apply {flags}")).is_err(), "{flags}");
         }
         assert!(parse("").is_err());
     }

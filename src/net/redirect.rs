@@ -18,6 +18,7 @@ mod routing;
 mod ruleset;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -83,7 +84,9 @@ impl RedirectError {
             }
             Self::InboundPortsNotListed => "add --include-inbound-ports 8080,8443 (or none)",
             Self::NothingExempt => "give --mark or --exclude-uid",
-            Self::NotReady(_) => "start adit first, name its readiness port with --readiness, or use --force",
+            Self::NotReady(_) => {
+                "start adit first, or let it --wait 10s; name its readiness port with --readiness, or use --force"
+            }
             Self::Nft(NftError::Missing) => "install the package nftables",
             Self::Nft(NftError::Refused { .. }) => {
                 "the kernel needs nf_tables with nat, fib and tproxy (see docs/capture.md)"
@@ -95,6 +98,11 @@ impl RedirectError {
             Self::Nft(NftError::Run(_)) | Self::Routing(_) => return None,
         })
     }
+}
+
+/// Asks at `address` until adit is ready for the rules, no longer than `limit`. What it ends with, [`apply`] finds as well.
+pub fn wait_until_ready(address: SocketAddr, limit: Duration) {
+    readiness::wait(address, limit);
 }
 
 /// Installs the rules of `options` in the network namespace of the calling thread, in place of any there were.

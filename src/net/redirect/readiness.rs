@@ -1,16 +1,21 @@
 //! Asks a running adit whether it is ready, before traffic is led to it. An address comes in; `Ok` goes out if the
 //! answer to `GET /healthz/ready` is 200 within the deadline, else what was wrong, with the blockers that adit names.
 //!
+//! Who starts both at once waits first.
+//!
 //! One blocker does not count: `preserveSource: require` waits for the very rules that are about to be applied. Anything
 //! that cannot be understood is not ready.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
 const DEADLINE: Duration = Duration::from_secs(2);
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Enough for the blockers that the answer lists.
 const MAX_ANSWER: u64 = 8 * 1024;
 /// The blocker that only the rules can clear.
@@ -29,6 +34,14 @@ pub enum NotReady {
 struct Blocker {
     name: String,
     error: Option<String>,
+}
+
+/// Asks until adit is ready, for no longer than `limit`.
+pub(super) fn wait(address: SocketAddr, limit: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < limit && ask(address).is_err() {
+        thread::park_timeout(PAUSE);
+    }
 }
 
 pub(super) fn ask(address: SocketAddr) -> Result<(), NotReady> {
@@ -78,6 +91,29 @@ fn get(address: SocketAddr) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_waits_as_long_as_it_may() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server = thread::spawn(move || {
+            for status in ["503 Service Unavailable", "503 Service Unavailable", "200 OK", "200 OK"] {
+                let (mut stream, _) = listener.accept().expect("a question");
+                let mut question = [0; 256];
+                let _ = stream.read(&mut question).expect("a question");
+                stream.write_all(format!("HTTP/1.1 {status}\r\n\r\n[]").as_bytes()).expect("a reader");
+            }
+        });
+        // Not asked at all.
+        wait(address, Duration::ZERO);
+        // The first good answer ends it.
+        wait(address, Duration::from_secs(600));
+        ask(address).expect("ready");
+        server.join().expect("all asked");
+        // Nobody listens any more: the limit ends it.
+        wait(address, PAUSE);
+        assert!(matches!(ask(address), Err(NotReady::Unreachable { .. })));
+    }
 
     #[test]
     fn only_200_is_ready_or_what_the_rules_will_clear() {
