@@ -189,10 +189,16 @@ async fn look_up_name(name: &str, port: u16) -> Result<SocketAddr, ConnectError>
 /// What a client is told.
 fn reply_for(error: &ConnectError) -> Reply {
     match error.reason {
-        CloseReason::ConnectRefused | CloseReason::ConnectReset => Reply::ConnectionRefused,
+        // The other end of a tunnel refuses when its application does.
+        CloseReason::ConnectRefused | CloseReason::ConnectReset | CloseReason::TunnelRefused => {
+            Reply::ConnectionRefused
+        }
         CloseReason::ConnectUnreachable if is_about_the_network(error) => Reply::NetworkUnreachable,
         CloseReason::ConnectUnreachable
         | CloseReason::ConnectTimeout
+        | CloseReason::TunnelConnectTimeout
+        | CloseReason::TunnelHandshakeTimeout
+        | CloseReason::TunnelResponseTimeout
         | CloseReason::NameUnresolved
         | CloseReason::NoHealthyUpstream
         | CloseReason::NoServicePort => Reply::HostUnreachable,
@@ -208,4 +214,23 @@ fn reply_for(error: &ConnectError) -> Reply {
 fn is_about_the_network(error: &ConnectError) -> bool {
     let errno = error.detail.as_ref().and_then(std::io::Error::raw_os_error).map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::NETUNREACH | Errno::NETDOWN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_that_fails_is_told_as_a_connection_that_fails() {
+        for (reason, reply) in [
+            (CloseReason::TunnelRefused, Reply::ConnectionRefused),
+            (CloseReason::TunnelConnectTimeout, Reply::HostUnreachable),
+            (CloseReason::TunnelHandshakeTimeout, Reply::HostUnreachable),
+            (CloseReason::TunnelResponseTimeout, Reply::HostUnreachable),
+            (CloseReason::PeerRefused, Reply::GeneralFailure),
+            (CloseReason::NoIdentity, Reply::GeneralFailure),
+        ] {
+            assert_eq!(reply_for(&reason.into()), reply, "{reason:?}");
+        }
+    }
 }

@@ -120,7 +120,10 @@ impl Scene {
         samples
             .filter(|rest| rest.starts_with(['{', ' ']))
             .filter(|rest| labels.iter().all(|label| rest.contains(label)))
-            .map(|rest| rest.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a sample"))
+            .map(|rest| {
+                let value = rest.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+                value.unwrap_or_else(|| panic!("no sample: {name}{rest:?}"))
+            })
             .sum()
     }
 

@@ -8,6 +8,7 @@ use crate::program::names;
 use crate::serve::echo;
 use crate::wire::{SETTINGS, ask, knock, read, refusal, rest, to_address, to_name};
 
+const FAILED: u8 = 1;
 const NOT_ALLOWED: u8 = 2;
 const NETWORK_UNREACHABLE: u8 = 3;
 const HOST_UNREACHABLE: u8 = 4;
@@ -127,6 +128,7 @@ fn registry_only_reaches_what_the_mesh_knows() {
     let mesh = "workloads:\n\
          - { uid: w1, name: w1, namespace: default, workloadIps: [10.77.0.3], protocol: TCP, services: { default/svc.test: { 80: 7000 } } }\n\
          - { uid: w2, name: w2, namespace: default, workloadIps: [10.77.0.9], protocol: HBONE }\n\
+         - { uid: w3, name: w3, namespace: default, workloadIps: [10.77.0.10], waypoint: { destination: /10.77.0.3, hboneMtlsPort: 15008 } }\n\
          services:\n\
          - { name: svc, namespace: default, hostname: svc.test, vips: [/10.99.0.1], ports: { 80: 7000 } }\n";
     isolated(move || {
@@ -136,14 +138,16 @@ fn registry_only_reaches_what_the_mesh_knows() {
         echo(&lab.client, 7000);
         let mut adit = lab.adit(&format!("{SETTINGS}egress: registryOnly\n"), mesh);
         adit.expect_log("unknown_destination");
+        adit.expect_log("no_identity");
         adit.expect_log("tunnel_unsupported");
-        // Five refusals, which a worker may log in a second.
+        // Five refusals before a connect, which a worker may log in a second.
         adit.expect_log("no_service_port");
         for request in [at("10.77.0.3:7000"), at("10.99.0.1:80"), to_name("svc.test", 80), to_name("10.77.0.3", 7000)] {
             assert_eq!(ask(&lab.adit, &request).1.code, 0, "{request:?}");
         }
         // What needs a tunnel is never carried in the clear.
-        assert_eq!(refusal(&lab.adit, &at("10.77.0.9:7000")), NOT_ALLOWED);
+        assert_eq!(refusal(&lab.adit, &at("10.77.0.9:7000")), FAILED, "there is no identity to open a tunnel with");
+        assert_eq!(refusal(&lab.adit, &at("10.77.0.10:7000")), NOT_ALLOWED);
         for request in [at("10.77.0.1:7000"), to_name("other.test", 7000), to_name("known.test", 7000)] {
             assert_eq!(refusal(&lab.adit, &request), NOT_ALLOWED, "{request:?}");
         }
