@@ -37,6 +37,7 @@ struct Demo {
     said: Arc<Mutex<String>>,
     log: Arc<Mutex<String>>,
     temporary: TempDir,
+    home: TempDir,
 }
 
 impl Demo {
@@ -47,11 +48,13 @@ impl Demo {
     fn start_in(host: &Host, temporary: TempDir, arguments: &[&str]) -> Self {
         let mut command = host.command("unshare");
         command.args(AS_NOBODY).arg(env!("CARGO_BIN_EXE_adit")).arg("demo").args(arguments);
-        command.env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let home = tempfile::tempdir().expect("a temporary folder");
+        command.env("HOME", home.path()).env_remove("XDG_STATE_HOME").env("TMPDIR", temporary.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("unshare");
         let said = collect(child.stdout.take().expect("piped"));
         let log = collect(child.stderr.take().expect("piped"));
-        Self { child, said, log, temporary }
+        Self { child, said, log, temporary, home }
     }
 
     /// Waits for the last line of the greeting, and returns it all.
@@ -73,6 +76,10 @@ impl Demo {
     /// What is in its temporary folder.
     fn leftovers(&self) -> Vec<PathBuf> {
         entries(self.temporary.path())
+    }
+
+    fn home(&self) -> &Path {
+        self.home.path()
     }
 
     fn mesh_file(&self) -> PathBuf {
@@ -153,11 +160,122 @@ fn what_it_prints_works_when_pasted() {
         let line = help.lines().map(str::trim).find(|line| line.starts_with("curl ")).expect("an example");
         assert!(paste(&lab.adit, line).contains("adit carried this"), "{line}");
 
-        // Nothing in the log of a demo that goes well alarms anybody.
-        let log = text(&demo.log);
-        assert!(!log.contains("\twarn\t") && !log.contains("\terror\t") && !log.contains("panicked"), "{log}");
+        calm(&text(&demo.log));
         demo.ctrl_c();
         assert!(demo.wait(LIMIT).success());
+    });
+}
+
+/// The one line of a demo that goes well that is not `info`.
+const NOT_FOR_PRODUCTION: &str = "the certificates come from the dev source, which is not for production";
+
+/// Nothing in the log alarms anybody, but the dev source names itself.
+fn calm(log: &str) {
+    let level = |line: &&str| line.contains("\twarn\t") || line.contains("\terror\t") || line.contains("panicked");
+    let alarms: Vec<&str> = log.lines().filter(level).filter(|line| !line.contains(NOT_FOR_PRODUCTION)).collect();
+    assert!(alarms.is_empty(), "{alarms:#?}");
+    assert!(log.contains(NOT_FOR_PRODUCTION), "{log}");
+}
+
+const IDENTITY: &str = "spiffe://cluster.local/ns/demo/sa/echo";
+
+/// The access line of that listener.
+fn line(demo: &Demo, listener: &str) -> String {
+    until(LIMIT, &format!("a line of {listener}"), || {
+        let log = text(&demo.log);
+        let of = |line: &&str| line.contains("\taccess\t") && line.contains(&format!("listener=\"{listener}\""));
+        log.lines().find(of).map(str::to_owned)
+    })
+}
+
+#[test]
+fn it_goes_through_a_tunnel_and_says_so() {
+    isolated(|| {
+        need(&["curl"]);
+        let lab = Lab::new();
+        let mut demo = Demo::start(&lab.adit, &[]);
+        let greeting = demo.greeting();
+        for word in ["tunnel", "mutual TLS", "not for production"] {
+            assert!(greeting.contains(word), "{word}: {greeting}");
+        }
+        let curl = "curl --silent --proxy socks5h://127.0.0.1:15080 http://echo.demo.svc.cluster.local/";
+        paste(&lab.adit, curl);
+        // Both ends of the stream, which is one connection to the client and one to the far side.
+        for (listener, direction) in [("socks5", "outbound"), ("hbone", "inbound")] {
+            let line = line(&demo, listener);
+            for word in [
+                format!("src.identity=\"{IDENTITY}\""),
+                format!("dst.identity=\"{IDENTITY}\""),
+                format!("direction=\"{direction}\""),
+                "dst.addr=127.0.0.1:15008 ".to_owned(),
+                "dst.hbone_addr=\"127.0.0.1:18080\"".to_owned(),
+                "close_reason=\"finished\"".to_owned(),
+            ] {
+                assert!(line.contains(&word), "{word}: {line}");
+            }
+        }
+        let adit = |arguments: &[&str]| run(&lab.adit, env!("CARGO_BIN_EXE_adit"), arguments).ok();
+        let certs = adit(&["certs"]);
+        assert!(certs.contains(IDENTITY) && certs.contains("CN=adit dev root"), "{certs}");
+        assert!(certs.contains("by the own certificate and peers"), "{certs}");
+        until(LIMIT, "both ends of the tunnel in the status", || {
+            let status = adit(&["status"]);
+            ["to peers", "from peers"]
+                .iter()
+                .all(|end| status.contains(&format!("  {end:<10} 1, open streams 0\n")))
+                .then_some(())
+        });
+
+        // A stream that is open is listed at both ends.
+        let mut client = Dial::default().connect(&lab.adit, (Ipv4Addr::LOCALHOST, 15080).into()).expect("the door");
+        client.write_all(&[5, 1, 0, 5, 1, 0, 1, 10, 99, 0, 1, 0, 80]).expect("write");
+        client.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
+        client.read_exact(&mut [0; 12]).expect("an answer");
+        let listed = adit(&["connections"]);
+        for listener in ["socks5", "hbone"] {
+            let of = |row: &&str| row.split_whitespace().nth(2) == Some(listener);
+            let row = listed.lines().find(of).unwrap_or_else(|| panic!("{listener}: {listed}"));
+            assert!(row.contains(&format!("{IDENTITY} -> {IDENTITY}")), "{row}");
+        }
+        drop(client);
+
+        // In the clear from the next connection on, and the file says how.
+        let file = demo.mesh_file();
+        let mesh = fs::read_to_string(&file).expect("the mesh");
+        let log = Arc::clone(&demo.log);
+        let lines = || text(&log).lines().filter(|line| line.contains("\taccess\t")).count();
+        until(LIMIT, "both lines of both connections", || (lines() == 4).then_some(()));
+        replace(&file, &mesh.replace("protocol: HBONE", "protocol: TCP"));
+        until(LIMIT, "the new mesh", || text(&demo.log).contains("generation=2").then_some(()));
+        paste(&lab.adit, curl);
+        let plain = until(LIMIT, "its line", || {
+            text(&demo.log).lines().filter(|line| line.contains("\taccess\t")).nth(4).map(str::to_owned)
+        });
+        assert!(plain.contains("listener=\"socks5\"") && plain.contains("dst.addr=127.0.0.1:18080 "), "{plain}");
+        assert!(!plain.contains("hbone_addr") && !plain.contains("identity="), "{plain}");
+        calm(&text(&demo.log));
+        demo.ctrl_c();
+        assert!(demo.wait(LIMIT).success());
+        assert_eq!(lines(), 5, "no other line of a connection: {}", text(&demo.log));
+        assert_eq!(demo.leftovers(), Vec::<PathBuf>::new());
+    });
+}
+
+/// Its certificates are its own: nothing of the user's is read or written.
+#[test]
+fn its_identity_lies_in_its_own_folder() {
+    isolated(|| {
+        let lab = Lab::new();
+        let mut demo = Demo::start(&lab.adit, &[]);
+        demo.greeting();
+        let mesh = demo.mesh_file();
+        let identity = mesh.parent().expect("a folder").join("identity");
+        assert!(!entries(&identity).is_empty(), "{identity:?}");
+        assert!(!demo.home().join(".local").exists() && !demo.home().join(".config").exists());
+        demo.ctrl_c();
+        assert!(demo.wait(LIMIT).success());
+        assert_eq!(demo.leftovers(), Vec::<PathBuf>::new());
+        assert_eq!(entries(demo.home()), Vec::<PathBuf>::new());
     });
 }
 
@@ -299,7 +417,7 @@ fn a_folder_left_behind_is_no_obstacle() {
         command.env("TMPDIR", temporary.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("sh");
         let (said, log) = (collect(child.stdout.take().expect("piped")), collect(child.stderr.take().expect("piped")));
-        let mut demo = Demo { child, said, log, temporary };
+        let mut demo = Demo { child, said, log, temporary, home: tempfile::tempdir().expect("a temporary folder") };
         demo.greeting();
         assert_eq!(demo.leftovers().len(), 2);
         demo.ctrl_c();

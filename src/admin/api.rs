@@ -61,6 +61,9 @@ pub struct Status {
     pub blockers: Vec<BlockerInfo>,
     pub workers: usize,
     pub connections: ConnectionCounts,
+    /// Nothing: there is no identity, so there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<TunnelCounts>,
     pub config: SourceStatus,
     pub mesh: SourceStatus,
     /// Keys whose new value a reload refused because they need a restart.
@@ -85,6 +88,22 @@ pub struct ListenerStatus {
     pub open: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+}
+
+/// Tunnels by who connected; counted four times a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TunnelCounts {
+    pub to_peers: TunnelCount,
+    pub from_peers: TunnelCount,
+}
+
+/// How many there are, and how many streams are open in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TunnelCount {
+    pub tunnels: u64,
+    pub streams: u64,
 }
 
 /// Settings or state: what is in force and what was refused last.

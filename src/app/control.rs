@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::admin::api::{
     BlockerInfo, ConnectionCounts, Control, Dump, ListenerStatus, Rejection, ReloadReport, Reply, SourceStatus, Status,
-    rfc3339,
+    TunnelCount, TunnelCounts, rfc3339,
 };
 use crate::app::doors::Doors;
 use crate::app::reload::{ReloadStatus, Request};
@@ -20,6 +20,8 @@ use crate::lifecycle::{Blocker, Phase};
 use crate::mesh::MeshStatus;
 use crate::proxy::worker::{Command, STUCK_AFTER, Shared};
 use crate::telemetry::door::Scope;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::tunnels::Role;
 use crate::telemetry::{ConnectionInfo, Door, FilterError};
 
 /// How long a worker may take to list its connections.
@@ -35,6 +37,8 @@ pub(super) struct Controller {
     drains: mpsc::Sender<()>,
     addresses: Vec<(Door, String)>,
     identity: Option<Rotation>,
+    /// Where tunnels are counted, if there are any.
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Controller {
@@ -47,14 +51,24 @@ impl Controller {
         doors: &Doors,
     ) -> Self {
         let addresses = doors.addresses.iter().map(|(door, address)| (*door, address.to_string())).collect();
-        Self { shared, mesh, reload_status, reloads, drains, addresses, identity: None }
+        Self { shared, mesh, reload_status, reloads, drains, addresses, identity: None, metrics: None }
     }
 
-    /// What there is to see of the identity.
+    /// What there is to see of the identity, and of the tunnels that there are with one.
     #[must_use]
-    pub(super) fn with_identity(mut self, identity: Option<Rotation>) -> Self {
+    pub(super) fn with_identity(mut self, identity: Option<Rotation>, metrics: Arc<Metrics>) -> Self {
+        self.metrics = identity.is_some().then_some(metrics);
         self.identity = identity;
         self
+    }
+
+    fn tunnels(&self) -> Option<TunnelCounts> {
+        let workers = &self.metrics.as_ref()?.workers;
+        let of = |role| {
+            let (tunnels, streams) = workers.tunnels(role);
+            TunnelCount { tunnels, streams }
+        };
+        Some(TunnelCounts { to_peers: of(Role::Client), from_peers: of(Role::Server) })
     }
 
     fn mesh_source(&self) -> SourceStatus {
@@ -100,6 +114,7 @@ impl Controller {
                 limit: limit.map(|limit| limit as u64),
                 listeners: self.addresses.iter().map(|(door, address)| self.listener(*door, address)).collect(),
             },
+            tunnels: self.tunnels(),
             config: reload.source.clone(),
             mesh: self.mesh_source(),
             refused_keys: reload.refused_keys.clone(),

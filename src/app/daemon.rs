@@ -164,7 +164,7 @@ impl Daemon {
         let (drains, drain_requests) = mpsc::channel(1);
         let controller =
             Controller::new(Arc::clone(&shared), mesh_status.clone(), reload_status, reloads.clone(), drains, &doors)
-                .with_identity(rotation);
+                .with_identity(rotation, Arc::clone(&self.metrics));
         self.start_http(&mut doors, &settings, controller);
         if demo {
             demo::start(shared.lifecycle.clone())?;
@@ -173,7 +173,7 @@ impl Daemon {
         let mut end = End { signals, drain_requests, reloads };
         if demo {
             tokio::select! {
-                () = shared.lifecycle.reached(Phase::Ready) => demo::greet(&doors, &settings.mesh.files).context("cannot print")?,
+                () = demo::ready(&shared.lifecycle, &shared.readiness) => demo::greet(&doors, &settings.mesh.files).context("cannot print")?,
                 () = end.asked() => {}
             }
         }

@@ -1,4 +1,4 @@
-//! `adit demo`: the user's application and the words on the screen. The daemon itself is the same as in `adit run`.
+//! `adit demo`: its folder, the user's application and the words on the screen. The daemon itself is the same as in `adit run`.
 //!
 //! The application is a small echo service: it answers an HTTP request with what it received, and echoes anything else
 //! byte by byte.
@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::app::doors::Doors;
 use crate::config::demo::{ECHO_PORT, MESH};
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::lifecycle::{Lifecycle, Phase, Readiness};
 use crate::net::listen::{ListenOptions, bind};
 use crate::telemetry::Door;
 
@@ -27,6 +27,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// Connections at once.
 const CONNECTIONS: usize = 256;
 const HEADER_BYTES: usize = 8192;
+/// Between two looks at what keeps it from being ready.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Names to try for the folder.
 const FOLDERS: u32 = 100;
 
@@ -89,6 +91,14 @@ pub(super) fn start(lifecycle: Lifecycle) -> Result<()> {
     Ok(())
 }
 
+/// Returns once nothing keeps the process from being ready; the log says what does.
+pub(super) async fn ready(lifecycle: &Lifecycle, readiness: &Readiness) {
+    lifecycle.reached(Phase::Ready).await;
+    while !readiness.is_ready() {
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// Prints what a person can paste, and where the `mesh` is that may be edited.
 pub(super) fn greet(doors: &Doors, mesh: &[PathBuf]) -> std::io::Result<()> {
     let at = |name: &str| {
@@ -107,8 +117,18 @@ pub(super) fn greet(doors: &Doors, mesh: &[PathBuf]) -> std::io::Result<()> {
         metrics = at("metrics"),
         admin = at("admin"),
     )?;
+    writeln!(
+        out,
+        "The first goes through a tunnel: SOCKS5 -> mutual TLS to 127.0.0.1:15008 -> the echo service, and adit is both\n\
+         ends of it. The access log has a line for each end, with the verified identities; `adit certs` shows them too.\n\
+         The certificates are of a development authority made for this run, not for production.\n"
+    )?;
     for file in mesh {
-        writeln!(out, "Edit {}: a change applies at once.", file.display())?;
+        writeln!(
+            out,
+            "Edit {}: a change applies at once.\nTry `protocol: TCP` there: the next connection goes in the clear.",
+            file.display()
+        )?;
     }
     writeln!(out, "Stop it with ctrl-C.\n")?;
     out.flush()

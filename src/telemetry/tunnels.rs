@@ -105,6 +105,12 @@ impl TunnelCounters {
         self.streams[role as usize].store(streams, Ordering::Relaxed);
     }
 
+    /// Tunnels and the streams in them, as last told.
+    #[must_use]
+    pub(super) fn open(&self, role: Role) -> (&AtomicU64, &AtomicU64) {
+        (&self.open[role as usize], &self.streams[role as usize])
+    }
+
     /// Bytes that have come out of tunnels and that no application has taken yet; told by the sweep.
     pub fn publish_buffered(&self, bytes: u64) {
         self.buffered.store(bytes, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::door::{Door, Reporter, Scope};
 use crate::telemetry::family;
-use crate::telemetry::tunnels::{self, TunnelCounters};
+use crate::telemetry::tunnels::{self, Role, TunnelCounters};
 
 const REASONS: usize = CloseReason::ALL.len();
 const DOORS: usize = Door::ALL.len();
@@ -126,6 +126,12 @@ impl Workers {
     #[must_use]
     pub fn refused(&self, scope: Scope) -> u64 {
         self.sum(|worker| &worker.refused[scope as usize])
+    }
+
+    /// Tunnels now, and the streams in them.
+    #[must_use]
+    pub fn tunnels(&self, role: Role) -> (u64, u64) {
+        (self.sum(|worker| worker.tunnels.open(role).0), self.sum(|worker| worker.tunnels.open(role).1))
     }
 
     fn sum(&self, counter: impl Fn(&WorkerCounters) -> &AtomicU64) -> u64 {

@@ -54,6 +54,12 @@ fn write(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         let open = count(listener.open, listener.limit);
         line(&format!("  {}", listener.name.as_str()), &format!("{open} on {}", listener.address))?;
     }
+    if let Some(tunnels) = &status.tunnels {
+        line("tunnels", &(tunnels.to_peers.tunnels + tunnels.from_peers.tunnels).to_string())?;
+        for (name, of) in [("to peers", tunnels.to_peers), ("from peers", tunnels.from_peers)] {
+            line(&format!("  {name}"), &format!("{}, open streams {}", of.tunnels, of.streams))?;
+        }
+    }
     source(&mut line, "config", &status.config)?;
     source(&mut line, "mesh", &status.mesh)?;
     if !status.refused_keys.is_empty() {

@@ -129,6 +129,7 @@ fn status_for_people_and_as_json() {
     let body = r#"{"version":"1.2.3","pid":7,"mode":"sidecar","uptimeMs":65000,"phase":"ready","ready":false,
         "blockers":[{"name":"mesh","since":"then","error":"no\u001b file"}],"workers":2,
         "connections":{"open":3,"limit":10,"listeners":[{"name":"socks5","address":"127.0.0.1:1080","open":3}]},
+        "tunnels":{"toPeers":{"tunnels":2,"streams":5},"fromPeers":{"tunnels":1,"streams":0}},
         "mesh":{"source":["a.yaml"],"hash":"abc","counts":{"workloads":4},"rejected":{"at":"now","errors":["bad"]}},
         "refusedKeys":["workers"],"somethingNew":1}"#;
     let daemon = canned("200 OK", body);
@@ -136,7 +137,8 @@ fn status_for_people_and_as_json() {
     let (out, _, code) = told(|out, _| args.run_on(out));
     let want = "version      1.2.3\npid          7\nmode         sidecar\nup           1m 5s\nphase        ready\n\
                 ready        no\n  blocked by mesh since then: no\\u{1b} file\nworkers      2\n\
-                connections  3 of 10\n  socks5     3 on 127.0.0.1:1080\nconfig       none\n\
+                connections  3 of 10\n  socks5     3 on 127.0.0.1:1080\ntunnels      3\n  to peers   2, open streams 5\n\
+                \x20 from peers 1, open streams 0\nconfig       none\n\
                 mesh         a.yaml, 4 workloads, hash abc\n  rejected   now: bad\nrestart for  workers\n";
     assert_eq!((out.as_str(), code), (want, 0));
     assert!(daemon.request().starts_with("GET /status HTTP/1.1\r\n"));
