@@ -1,6 +1,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -119,6 +120,27 @@ fn whom_to_refuse() {
     let earlier: Clock = Arc::new(|| SystemTime::now() - DAY * 2);
     let early = generation(&a, &[&a], "db", &[], &earlier);
     assert_eq!(refusal(meet(&web, &early, &["db"])), ("server", "not_yet_valid"));
+}
+
+/// Nothing of what was built remembers that it had expired once.
+#[test]
+fn the_clock_may_go_past_expiry_and_back() {
+    let a = root("a");
+    let ahead = Arc::new(Mutex::new(Duration::ZERO));
+    let clock: Clock = {
+        let ahead = Arc::clone(&ahead);
+        Arc::new(move || SystemTime::now() + *ahead.lock().unwrap())
+    };
+    let (web, db) = (generation(&a, &[&a], "web", &[], &clock), generation(&a, &[&a], "db", &[], &clock));
+    for late in [false, true, false, true, false] {
+        *ahead.lock().unwrap() = if late { DAY * 2 } else { Duration::ZERO };
+        assert_eq!((web.is_current(clock()), db.is_current(clock())), (!late, !late));
+        if late {
+            assert_eq!(refusal(meet(&web, &db, &["db"])), ("client", "expired"));
+        } else {
+            meet(&web, &db, &["db"]).unwrap();
+        }
+    }
 }
 
 /// What becomes of live connections: `presented` was good once.
