@@ -162,8 +162,9 @@ async fn unless_gone<T>(
     tokio::select! {
         biased;
         gone = poll_fn(|cx| respond.poll_reset(cx)) => Err(Refusal::gone(match gone {
-            Ok(_) => CloseReason::DownstreamGone,
-            Err(_lost) => lost(ends),
+            // The code may also be that of our own GOAWAY.
+            Ok(_) if ends.tunnel.cutting().is_none() => CloseReason::DownstreamGone,
+            _ => lost(ends),
         })),
         result = work => result,
     }

@@ -206,6 +206,25 @@ fn a_reset_ends_the_connecting_and_so_does_the_loss_of_the_tunnel() {
     });
 }
 
+/// What adit ends itself is not the client's doing, wherever the stream is.
+#[test]
+fn lost_trust_ends_the_connecting_with_its_own_reason() {
+    run(async {
+        let world = World::with(MESH, |settings| {
+            settings.connect.timeout = LIMIT * 3;
+            settings.connect.deadline = LIMIT * 3;
+        });
+        let hole = BlackHole::new();
+        let mut client = world.client().await;
+        let (_response, _send) = client.ask(request(&hole.1)).await;
+        until("the stream is there", || world.live() == 2).await;
+        world.tls.send_replace(Some(Trust::new().generation("app", 2)));
+        world.wait_closed(CloseReason::PeerUntrusted, 2).await;
+        until("nothing is left", || world.live() == 0).await;
+        world.ends().await;
+    });
+}
+
 #[test]
 fn streams_beyond_the_limit_are_refused_and_the_tunnel_stays() {
     run(async {
