@@ -85,7 +85,7 @@ async fn main_loop(
         });
     }
     let _handshakes = Alone(tokio::task::spawn_local(tunnelled::begin_handshakes(Rc::clone(worker))));
-    let mut judging: Option<Alone> = None;
+    let (mut judging, mut judged): (Option<Alone>, Option<Arc<TlsGeneration>>) = (None, None);
     let mut credentials = worker.shared.tls.clone();
     let mut settings = worker.shared.settings.clone();
     let mut snapshot = worker.shared.snapshot.clone();
@@ -129,8 +129,12 @@ async fn main_loop(
                 if let Some(pool) = &worker.tunnel_pool {
                     pool.follow_generation(generation.number);
                 }
-                // One that still judges by older credentials is not needed any more.
-                drop(judging.replace(Alone(tokio::task::spawn_local(tunnelled::judge_tunnels(Rc::clone(worker), generation)))));
+                // A mere new leaf changes nothing. One that still judges by other trust is not needed any more.
+                if !judged.as_ref().is_some_and(|known| known.same_trust(&generation)) {
+                    let task = tunnelled::judge_tunnels(Rc::clone(worker), Arc::clone(&generation));
+                    drop(judging.replace(Alone(tokio::task::spawn_local(task))));
+                }
+                judged = Some(generation);
             }
             Some(command) = commands.recv() => execute(worker, command),
             Some(_) = acceptors.join_next() => {}
