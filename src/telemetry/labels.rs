@@ -42,6 +42,12 @@ impl PeerLabels {
     pub fn is_known(&self) -> bool {
         *self != **UNKNOWN_PEER
     }
+
+    /// Whether they may be what a peer says of itself: that never has a name, and a workload of the state mostly does.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        self.name.is_empty() && self.is_known()
+    }
 }
 
 impl ServiceLabels {

@@ -4,8 +4,8 @@
 //! a scrape one sample per series and family. Bytes and openings carry the flag `-`, ends carry the flag they ended with.
 //!
 //! Bounded three ways: a series that nobody holds and nobody asked for in a while is dropped; there is a hard cap, beyond
-//! which connections count in one overflow series per reporter; and `metrics.labels` leaves labels out, whereby series
-//! that become equal are one. The lookup takes a lock, so workers keep what they found in a [`TrafficCache`].
+//! which connections count in one overflow series per reporter (the last quarter is not for what peers claim of
+//! themselves); and `metrics.labels` leaves labels out, whereby series that become equal are one. The lookup takes a lock, so workers keep what they found in a [`TrafficCache`].
 
 mod cache;
 mod labels;
@@ -134,7 +134,9 @@ impl TrafficFamilies {
             series.last_used.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
             return Arc::clone(series);
         }
-        if all.len() >= self.limits.series.get() {
+        let limit = self.limits.series.get();
+        let room = if labels.source.is_claimed() { limit - limit / 4 } else { limit };
+        if all.len() >= room {
             drop(all);
             self.overflowed.fetch_add(1, Ordering::Relaxed);
             return Arc::clone(&self.overflow[labels.reporter as usize]);

@@ -245,3 +245,21 @@ fn hostile_label_values_stay_values() {
     families.series(&labels("a\"} 1\nx{y=\"\\", "b")).opened();
     grammar::check(&scrape(&families));
 }
+
+/// Whoever has a certificate can claim something else with each stream.
+#[test]
+fn claims_leave_room_for_what_the_state_knows() {
+    let families = families(&TrafficLabelSet::Default, 100);
+    let claims = |name: &str| {
+        let source = Arc::new(PeerLabels { name: "".into(), ..PeerLabels::clone(&peer(name)) });
+        TrafficLabels { source, ..labels("a", "b") }
+    };
+    for index in 0..1000 {
+        families.series(&claims(&format!("claim-{index}"))).opened();
+    }
+    assert_eq!(families.len(), 75);
+    for index in 0..25 {
+        families.series(&labels(&format!("known-{index}"), "b")).opened();
+    }
+    assert_eq!(families.len(), 100);
+}
