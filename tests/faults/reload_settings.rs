@@ -90,6 +90,12 @@ const RESTART: [(&str, &str); 23] = [
 /// their own.
 const NOT_TRIED: [&str; 4] = ["mode", "log.format", "identity.dev", "identity.files"];
 
+/// What there is beside that for a tunnel from adit to itself: SOCKS5 at one end of it, an application at the other.
+const TUNNELLED: [(&str, &str); 3] =
+    [("workload.name", "own"), ("identity.source", "dev"), ("identity.dev", "{ folder: identity }")];
+const OWN_WORKLOAD: &str =
+    "workloads: [{ uid: own, name: own, namespace: default, workloadIps: [10.77.0.2], protocol: HBONE }]\n";
+
 /// What runs, and on top of it the changes.
 fn settings(changes: &[(&str, &str)]) -> String {
     let base = [("preserveSource", "off"), ("listen.socks5", "127.0.0.1:15080"), ("workers", "2")];
@@ -151,7 +157,12 @@ impl Open {
         let mut half_closed = world.outbound(server, PORT);
         half_close(&half_closed.client);
         expect_eof(&mut half_closed.server);
-        let pairs = vec![world.outbound(server, PORT), world.inbound(application, PORT), through_socks5];
+        let (client, code) = socks5(world, (world.lab.adit.v4, PORT).into());
+        assert_eq!(code, 0, "refused");
+        let tunnelled = Pair { client, server: application.accept().stream };
+        let listed = world.json(&["connections", "--json"]).to_string();
+        assert!(listed.contains("\"listener\":\"hbone\""), "not through a tunnel: {listed}");
+        let pairs = vec![world.outbound(server, PORT), world.inbound(application, PORT), through_socks5, tunnelled];
         let mut open = Self { pairs, half_closed };
         open.check("before");
         open
@@ -175,8 +186,12 @@ impl Open {
 }
 
 fn world() -> (World, Door, Door) {
+    world_with(&[], "")
+}
+
+fn world_with(changes: &[(&str, &str)], mesh: &str) -> (World, Door, Door) {
     let lab = crate::world::captured();
-    let adit = lab.adit(&settings(&[]), "");
+    let adit = lab.adit(&settings(changes), mesh);
     let world = World { lab, adit };
     let (server, application) = (Door::open(&world.lab.server, PORT), Door::open(&world.lab.adit, PORT));
     (world, server, application)
@@ -200,16 +215,23 @@ fn no_key_is_left_out() {
 #[test]
 fn no_change_touches_an_open_connection() {
     isolated_within(Duration::from_secs(150), || {
-        let (world, server, application) = world();
+        let (mut world, server, application) = world_with(&TUNNELLED, OWN_WORKLOAD);
+        world.adit.expect_log("not for production");
+        let change = |changes: &[(&str, &str)]| change(&world, &[&TUNNELLED[..], changes].concat());
         let mut open = Open::new(&world, &server, &application);
         for (key, value) in LIVE {
-            let report = change(&world, &[(key, value)]);
+            let report = change(&[(key, value)]);
             assert_eq!(report["refusedKeys"].as_array().map(Vec::len), Some(0), "{key}: {report}");
-            // Whatever the value would do to an idle connection, it does within a second and two ticks.
-            let patience = if key.starts_with("relay.") || key.starts_with("keepalive.") { 1600 } else { 300 };
+            // Whatever the value would do to an idle connection, it does within its time (a second; of tunnels one
+            // millisecond) and two ticks.
+            let patience = match key.split('.').next() {
+                Some("relay" | "keepalive") => 1600,
+                Some("tunnel") => 600,
+                _ => 300,
+            };
             let_pass(Duration::from_millis(patience));
             open.check(key);
-            change(&world, &[]);
+            change(&[]);
         }
         for (key, _) in LIVE {
             until(LIMIT, &format!("{key} to be changed and changed back"), || {
