@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use peers::account::Usage;
-use peers::load::{Books, Load, Timing};
+use peers::load::{Books, HalfClose, Load, Timing};
 use peers::recipe::{self, Found};
 use peers::shape::{self, Direction, Shape};
 use socket2::{Domain, Socket, Type};
@@ -200,14 +200,66 @@ fn percentiles_and_medians() {
     assert_eq!(peers::stats::median(vec![]), None);
 }
 
+/// Where a relay says nothing more once the server has ended, as Envoy's tunnels do, servers end last.
 #[test]
-fn adit_takes_the_config_that_the_bench_gives_it() {
-    let found = recipe::find("adit", Path::new(env!("CARGO_BIN_EXE_adit"))).unwrap();
-    let Found::Proxy { recipe, .. } = found else { panic!("{found:?}") };
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("config");
-    std::fs::write(&file, &recipe.config).unwrap();
-    let sources = adit::config::Sources { files: vec![file], ..adit::config::Sources::default() };
-    let settings = adit::config::load(&sources).unwrap_or_else(|problems| panic!("{problems:?}"));
-    assert!(!settings.log.access, "the access log is off, as it is for the others");
+fn a_server_that_must_end_last_does() {
+    let mut load = Load::bind(ANY, one_sided, BOOKS).unwrap();
+    assert!(load.verify().is_err());
+    for server in [one_sided, |server| server] {
+        let mut load = Load::bind(ANY, server, BOOKS).unwrap();
+        load.half_close = HalfClose::ClientOnly;
+        load.verify().unwrap();
+        for shape in shapes() {
+            let measured = load.run(shape, TIMING).unwrap_or_else(|error| panic!("{}: {error:#}", shape.name()));
+            assert!(measured.units > 0 && measured.sent == measured.received, "{}: {measured:?}", shape.name());
+        }
+    }
+    for tamper in [LOSES_A_BYTE, DOUBLES_A_BYTE] {
+        let mut load = through(true, tamper);
+        load.half_close = HalfClose::ClientOnly;
+        let bulk = Shape::Bulk { direction: Direction::Down, connections: 1 };
+        assert!(load.run(bulk, TIMING).is_err());
+    }
+}
+
+/// Ends both halves when the server has ended its own.
+fn one_sided(server: SocketAddrV4) -> SocketAddrV4 {
+    let listener = TcpListener::bind(ANY).unwrap();
+    let SocketAddr::V4(door) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(upstream) = TcpStream::connect(server) else { return };
+            let (from, to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            thread::spawn(move || copy(from, to, HONEST));
+            thread::spawn(move || {
+                copy(upstream.try_clone().unwrap(), client.try_clone().unwrap(), HONEST);
+                // Either may be over already.
+                let _ = (client.shutdown(Shutdown::Both), upstream.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    door
+}
+
+#[test]
+fn adit_takes_the_configs_that_the_bench_gives_it() {
+    for (peer, programs) in [("adit", 1), ("adit-tunnel", 2)] {
+        let found = recipe::find(peer, Path::new(env!("CARGO_BIN_EXE_adit"))).unwrap();
+        let Found::Proxy { recipe, .. } = found else { panic!("{found:?}") };
+        assert_eq!(recipe.parts.len(), programs, "{peer}");
+        let folder = tempfile::tempdir().unwrap();
+        for (name, contents) in &recipe.files {
+            std::fs::write(folder.path().join(name), contents).unwrap();
+        }
+        if let Some(issuer) = &recipe.issuer {
+            recipe::tunnel::issue(issuer, folder.path()).unwrap();
+        }
+        for part in &recipe.parts {
+            let file = folder.path().join("config.yaml");
+            std::fs::write(&file, &part.config).unwrap();
+            let sources = adit::config::Sources { files: vec![file], ..adit::config::Sources::default() };
+            let settings = adit::config::load(&sources).unwrap_or_else(|problems| panic!("{peer}: {problems:?}"));
+            assert!(!settings.log.access, "the access log is off, as it is for the others");
+        }
+    }
 }

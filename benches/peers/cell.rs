@@ -68,7 +68,8 @@ fn measure(plan: &Plan) -> Result<()> {
         Found::Missing(reason) => anyhow::bail!("missing: {reason}"),
         Found::Direct => (Load::bind(SERVER, |server| server, books)?, None),
         Found::Proxy { recipe, target } => {
-            let load = Load::bind(SERVER, |_server| *target, books)?;
+            let mut load = Load::bind(SERVER, |_server| *target, books)?;
+            load.half_close = recipe.half_close;
             (load, Some(Proxy::start(recipe, *target, plan.cores)?))
         }
     };

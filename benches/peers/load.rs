@@ -29,6 +29,13 @@ use window::Window;
 /// When nothing at all happens for so long, the peer has lost something.
 const STALL: Duration = Duration::from_secs(5);
 
+/// Which ends of a connection may end their half first and go on reading; some peers lose what comes after the server's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HalfClose {
+    Both,
+    ClientOnly,
+}
+
 /// Where the figures about the peer come from; the load itself knows sockets only.
 pub(crate) struct Books {
     pub(crate) usage: fn() -> Result<Usage>,
@@ -66,6 +73,8 @@ pub(crate) struct Load {
     target: SocketAddrV4,
     bell: Bell,
     books: Books,
+    /// What the peer can carry.
+    pub(crate) half_close: HalfClose,
     next_hello: u64,
 }
 
@@ -83,13 +92,14 @@ impl Load {
         books: Books,
     ) -> Result<Self> {
         let (listener, server) = socket::listen(server).with_context(|| format!("cannot listen on {server}"))?;
-        Ok(Self { listener, target: target(server), bell: Bell::new()?, books, next_hello: 0x6164_6974_0000_0000 })
+        let (target, bell) = (target(server), Bell::new()?);
+        Ok(Self { listener, target, bell, books, half_close: HalfClose::Both, next_hello: 0x6164_6974_0000_0000 })
     }
 
     /// Proves that the peer carries bytes unchanged, both ways at once, and half-closes; and warms it up.
     pub(crate) fn verify(&mut self) -> Result<()> {
         let pair = self.open_among_strays()?;
-        verify::run(pair).context("content check")?;
+        verify::run(pair, self.half_close).context("content check")?;
         let pairs = (0..64).map(|_| self.open()).collect::<Result<Vec<_>>>()?;
         pairs.into_iter().try_for_each(Pair::close)
     }

@@ -24,7 +24,7 @@ pub(crate) struct Options {
     /// Only shapes whose name begins so, e.g. bulk,request-128-1
     #[arg(long, value_name = "SHAPE,...", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
-    /// Only these peers [default: direct,haproxy,nginx,adit]
+    /// Only these peers [default: direct,haproxy,nginx,adit,envoy-tunnel,adit-tunnel]
     #[arg(long, value_name = "PEER,...", value_delimiter = ',')]
     pub(crate) peers: Vec<String>,
     /// Write every sample and the medians to FILE
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// The proxy's core and the load's core [default: two cores that share no SMT sibling]
     #[arg(long, value_name = "PROXY,LOAD", value_delimiter = ',', num_args = 2)]
     pub(crate) cores: Vec<usize>,
-    /// A smoke run of some 20 seconds: one short round; the figures mean little
+    /// A smoke run of some 30 seconds: one short round; the figures mean little
     #[arg(long)]
     quick: bool,
     /// Set by cargo; changes nothing

@@ -1,4 +1,4 @@
-//! A peer's process: started on its core, awaited, stopped.
+//! A peer's processes: started on its core, awaited, stopped.
 //!
 //! Invariant: on return from `stop` no process of the peer is left. If the cell dies first, its PID namespace takes the peer with it.
 
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::account;
 use super::cores::{self, Cores};
 use super::namespace;
-use super::recipe::Recipe;
+use super::recipe::{Part, Recipe, tunnel};
 
 const START: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(5);
@@ -25,62 +25,86 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// A running peer.
 pub(crate) struct Proxy {
-    child: Child,
+    children: Vec<Child>,
     log: PathBuf,
-    /// Holds the config and the log; removed with us.
-    _folder: TempDir,
+    /// Holds the configs and the log; removed with us.
+    folder: TempDir,
 }
 
 impl Proxy {
-    /// Starts the peer on its core and waits until its door is open.
+    /// Starts the peer on its core, one part after another, and waits until its door is open.
     pub(crate) fn start(recipe: &Recipe, target: SocketAddrV4, cores: Cores) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
-        let config = folder.path().join("config");
         let log = folder.path().join("log");
-        fs::write(&config, &recipe.config).context("cannot write the peer's config")?;
-        let output = File::create(&log).context("cannot write the peer's log")?;
+        for (name, contents) in &recipe.files {
+            fs::write(folder.path().join(name), contents).with_context(|| format!("cannot write {name}"))?;
+        }
+        if let Some(issuer) = &recipe.issuer {
+            tunnel::issue(issuer, folder.path())?;
+        }
+        File::create(&log).context("cannot write the peer's log")?;
+        let mut proxy = Self { children: Vec::new(), log, folder: folder };
+        for part in &recipe.parts {
+            proxy.launch(part, cores)?;
+            // A captured door stands behind a rule that is not there yet; its own port tells.
+            let door = recipe.capture.map_or(target, |capture| SocketAddrV4::new([127, 0, 0, 1].into(), capture.to));
+            proxy.ready(part, door)?;
+        }
+        recipe.capture.map_or(Ok(()), namespace::capture)?;
+        Ok(proxy)
+    }
+
+    fn launch(&mut self, part: &Part, cores: Cores) -> Result<()> {
+        let folder = self.folder.path();
+        let config = folder.join(format!("config-{}.yaml", self.children.len()));
+        fs::write(&config, &part.config).context("cannot write the peer's config")?;
+        let output = File::options().append(true).open(&self.log).context("cannot write the peer's log")?;
         cores::go_to(cores.proxy)?;
-        let child = Command::new(&recipe.program)
-            .args(recipe.arguments)
+        let child = Command::new(&part.program)
+            .args(part.arguments)
             .arg(&config)
-            .current_dir(folder.path())
+            .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot write the peer's log")?)
             .stderr(output)
             .spawn()
-            .with_context(|| format!("cannot start {}", recipe.program.display()));
+            .with_context(|| format!("cannot start {}", part.program.display()));
         cores::go_to(cores.load)?;
-        let mut proxy = Self { child: child?, log, _folder: folder };
-        proxy.ready(recipe, target)?;
-        Ok(proxy)
+        self.children.push(child?);
+        Ok(())
     }
 
-    fn ready(&mut self, recipe: &Recipe, target: SocketAddrV4) -> Result<()> {
+    /// Waits until the part that was launched last is ready; `door` is where it lets clients in.
+    fn ready(&mut self, part: &Part, door: SocketAddrV4) -> Result<()> {
         let deadline = Instant::now() + START;
-        // A captured door stands behind a rule that is not there yet; its readiness port, or the door's own port, tells.
-        let door = recipe.capture.map_or(target, |capture| SocketAddrV4::new([127, 0, 0, 1].into(), capture.to));
         loop {
-            if let Some(status) = self.child.try_wait().context("cannot wait for the peer")? {
-                bail!("it exited ({status}) before it was ready:\n{}", self.tail());
+            for child in &mut self.children {
+                if let Some(status) = child.try_wait().context("cannot wait for the peer")? {
+                    bail!("it exited ({status}) before it was ready:\n{}", self.tail());
+                }
             }
-            if recipe.readiness.map_or_else(|| connects(door), answers) {
-                break;
+            if part.readiness.map_or_else(|| connects(door), |(address, path)| answers(address, path)) {
+                return Ok(());
             }
             if Instant::now() > deadline {
                 bail!("it was not ready after {START:?}:\n{}", self.tail());
             }
             pause(LOOK)?;
         }
-        recipe.capture.map_or(Ok(()), namespace::capture)
     }
 
     /// Stops the peer and everything it started.
     pub(crate) fn stop(mut self) -> Result<()> {
         let deadline = Instant::now() + STOP;
-        signal(self.child.id(), Signal::TERM)?;
+        for child in &self.children {
+            signal(child.id(), Signal::TERM)?;
+        }
         let mut killed = false;
         loop {
-            let exited = self.child.try_wait().context("cannot wait for the peer")?.is_some();
+            let mut exited = true;
+            for child in &mut self.children {
+                exited &= child.try_wait().context("cannot wait for the peer")?.is_some();
+            }
             if exited && account::peer_processes()?.is_empty() {
                 break;
             }
@@ -131,12 +155,13 @@ fn connects(address: SocketAddrV4) -> bool {
     TcpStream::connect_timeout(&SocketAddr::V4(address), Duration::from_secs(1)).is_ok()
 }
 
-/// True when `GET /healthz/ready` is answered with 200.
-fn answers(address: SocketAddrV4) -> bool {
+/// True when `GET path` is answered with 200.
+fn answers(address: SocketAddrV4, path: &str) -> bool {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(address), Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.take(16 * 1024).read_to_string(&mut answer)?;
         Ok(answer)

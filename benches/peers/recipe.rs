@@ -1,8 +1,12 @@
 //! The peers: where their programs are, the settings they run with, the door that clients connect to.
 //!
-//! Every peer gets its best settings for this load, one core, and no access log; `docs/performance.md` gives the reasons. A new peer is one function here.
+//! Every peer gets its best settings for this load, one core, and no access log; `docs/performance.md` gives the reasons. A new peer is one function here, or in
+//! `tunnel` for the pairs with a tunnel between them.
 //!
 //! On failure: a program that is not installed is `Found::Missing` with the package to install, never an error and never silence.
+
+pub(crate) mod envoy;
+pub(crate) mod tunnel;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -12,12 +16,14 @@ use anyhow::{Context, Result, bail};
 
 use rustix::process::{Resource, getrlimit};
 
+use super::load::HalfClose;
 use super::namespace::{Capture, HOST, SERVER};
 
 /// The peers of a run without `--peers`.
-pub(crate) const DEFAULT: [&str; 4] = ["direct", "haproxy", "nginx", "adit"];
+const DEFAULT: [&str; 6] = ["direct", "haproxy", "nginx", "adit", "envoy-tunnel", "adit-tunnel"];
 /// All of them. The captured twins stand behind the same redirect rule as adit does, and so show what the kernel's share of capture is.
-const ALL: [&str; 6] = ["direct", "haproxy", "nginx", "adit", "haproxy-captured", "nginx-captured"];
+const ALL: [&str; 8] =
+    ["direct", "haproxy", "nginx", "adit", "envoy-tunnel", "adit-tunnel", "haproxy-captured", "nginx-captured"];
 
 /// Where captured clients of the twins connect to; the twins themselves go on to `SERVER`.
 const CAPTURED: SocketAddrV4 = SocketAddrV4::new(HOST, 9001);
@@ -27,20 +33,42 @@ const NGINX: u16 = 8002;
 const ADIT: u16 = 15001;
 /// Pipes that HAProxy may hold at a time; bulk shapes need two per connection.
 const PIPES: u64 = 256;
+/// How adit is run, and asked.
+const RUN: &[&str] = &["run", "--config"];
+const READY: &str = "/healthz/ready";
 const ADIT_READY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15021);
 
 /// How to start a peer.
 #[derive(Debug)]
 pub(crate) struct Recipe {
+    /// Its programs, in the order in which they start: all on the peer's one core, in one folder.
+    pub(crate) parts: Vec<Part>,
+    /// What the program says of its version.
+    pub(crate) version: String,
+    pub(crate) capture: Option<Capture>,
+    /// Written to the folder before anything starts: name and contents.
+    pub(crate) files: Vec<(&'static str, String)>,
+    /// The adit that puts certificates into the folder, where the parts need them; see `tunnel`.
+    pub(crate) issuer: Option<PathBuf>,
+    pub(crate) half_close: HalfClose,
+}
+
+/// One program of a peer.
+#[derive(Debug)]
+pub(crate) struct Part {
     pub(crate) program: PathBuf,
     /// Arguments before the config file.
     pub(crate) arguments: &'static [&'static str],
     pub(crate) config: String,
-    /// What the program says of its version.
-    pub(crate) version: String,
-    pub(crate) capture: Option<Capture>,
-    /// Answers 200 to `GET /healthz/ready` when the peer is ready.
-    pub(crate) readiness: Option<SocketAddrV4>,
+    /// Where and under which path it answers 200 when it is ready; without one, its door is tried.
+    pub(crate) readiness: Option<(SocketAddrV4, &'static str)>,
+}
+
+impl Recipe {
+    /// A peer of one program that is given no certificates.
+    fn alone(part: Part, version: String) -> Self {
+        Self { parts: vec![part], version, capture: None, files: Vec::new(), issuer: None, half_close: HalfClose::Both }
+    }
 }
 
 /// What became of the search for a peer.
@@ -69,6 +97,8 @@ pub(crate) fn find(name: &str, adit: &Path) -> Result<Found> {
     let (found, door) = match base {
         "direct" => return Ok(Found::Direct),
         "adit" => return self::adit(adit),
+        "adit-tunnel" => return tunnel::adits(adit),
+        "envoy-tunnel" => return tunnel::envoys(adit),
         "haproxy" => (haproxy()?, HAPROXY),
         "nginx" => (nginx()?, NGINX),
         _ => bail!("no peer is called {name:?}"),
@@ -95,15 +125,10 @@ fn adit(program: &Path) -> Result<Found> {
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n\
          log: {{ filter: warn, access: false }}\n"
     );
-    let recipe = Recipe {
-        version: version(program, "--version").unwrap_or_else(|error| format!("{error:#}")),
-        program: program.to_owned(),
-        arguments: &["run", "--config"],
-        config,
-        capture: Some(Capture { from: SERVER, to: ADIT }),
-        readiness: Some(ADIT_READY),
-    };
-    Ok(Found::Proxy { recipe, target: SERVER })
+    let part = Part { program: program.to_owned(), arguments: RUN, config, readiness: Some((ADIT_READY, READY)) };
+    let capture = Some(Capture { from: SERVER, to: ADIT });
+    let version = version(program, "--version").unwrap_or_else(|error| format!("{error:#}"));
+    Ok(Found::Proxy { recipe: Recipe { capture, ..Recipe::alone(part, version) }, target: SERVER })
 }
 
 fn haproxy() -> Result<std::result::Result<Recipe, String>> {
@@ -117,7 +142,7 @@ fn haproxy() -> Result<std::result::Result<Recipe, String>> {
     );
     let version = version(&program, "-v")?;
     let arguments = &["-db", "-f"];
-    Ok(Ok(Recipe { program, arguments, config, version, capture: None, readiness: None }))
+    Ok(Ok(Recipe::alone(Part { program, arguments, config, readiness: None }, version)))
 }
 
 fn nginx() -> Result<std::result::Result<Recipe, String>> {
@@ -136,7 +161,7 @@ fn nginx() -> Result<std::result::Result<Recipe, String>> {
     );
     let version = version(&program, "-v")?;
     let arguments = &["-e", "stderr", "-p", ".", "-c"];
-    Ok(Ok(Recipe { program, arguments, config, version, capture: None, readiness: None }))
+    Ok(Ok(Recipe::alone(Part { program, arguments, config, readiness: None }, version)))
 }
 
 /// As many connections as HAProxy can hold with so many descriptors; it refuses to start with a `maxconn` that does not fit.
@@ -158,5 +183,5 @@ fn version(program: &Path, flag: &str) -> Result<String> {
     let output =
         Command::new(program).arg(flag).output().with_context(|| format!("cannot run {}", program.display()))?;
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-    Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned())
+    Ok(String::from_utf8_lossy(&text).lines().find(|line| !line.is_empty()).unwrap_or_default().trim().to_owned())
 }

@@ -1,10 +1,12 @@
 //! The table, in Markdown that also reads well on a terminal, and the line of progress per sample.
 //!
-//! "Best" is always the best of the *other* proxies (not the row itself, not direct), so a ratio of adit's row is what its targets are written in.
+//! "Best" is always the best of the *other* proxies (not the row itself, not direct), so a ratio of adit's row is what its targets are written in. Pairs with a
+//! tunnel between them have a table of their own: they are compared with each other only.
 
 use std::fmt::Write;
 
 use super::load::Measured;
+use super::recipe::tunnel;
 use super::record::{Median, Record, cost, rate};
 use super::shape::Shape;
 
@@ -29,21 +31,39 @@ pub(crate) fn brief(shape: Shape, sample: &Measured) -> String {
     text
 }
 
-/// The whole table with what must be known to read it.
+/// The whole of it, with what must be known to read it.
 pub(crate) fn draw(record: &Record) -> String {
-    let proxies: Vec<&str> =
-        record.peers.iter().map(|peer| peer.name.as_str()).filter(|name| *name != "direct").collect();
-    let mut rows = vec![heading(&proxies)];
-    for shape in &record.shapes {
-        // Nobody's memory is measured without a proxy.
-        for peer in record.peers.iter().filter(|peer| shape.units().is_some() || peer.name != "direct") {
-            let median = record.median(&peer.name, *shape);
-            rows.push(
-                median.map_or_else(|| absent(*shape, &peer.name), |median| row(record, *shape, median, &proxies)),
-            );
+    let mut text = String::new();
+    for tunnels in [false, true] {
+        let names = record.peers.iter().map(|peer| peer.name.as_str());
+        let proxies: Vec<&str> = names.filter(|name| *name != "direct" && tunnel::is_one(name) == tunnels).collect();
+        // Direct alone is a table too.
+        if !proxies.is_empty() || record.peers.iter().all(|peer| peer.name == "direct" && !tunnels) {
+            text.push_str(if text.is_empty() { "" } else { "\n" });
+            text.push_str(&lay_out(&rows(record, &proxies)));
         }
     }
-    let mut text = lay_out(&rows);
+    text + &legend(record)
+}
+
+/// Direct and these proxies, shape by shape.
+fn rows(record: &Record, proxies: &[&str]) -> Vec<Vec<String>> {
+    let mut rows = vec![heading(proxies)];
+    let is_in = |name: &str| name == "direct" || proxies.contains(&name);
+    for shape in &record.shapes {
+        // Nobody's memory is measured without a proxy.
+        let peers = record.peers.iter().filter(|peer| is_in(&peer.name));
+        for peer in peers.filter(|peer| shape.units().is_some() || peer.name != "direct") {
+            let median = record.median(&peer.name, *shape);
+            rows.push(median.map_or_else(|| absent(*shape, &peer.name), |median| row(record, *shape, median, proxies)));
+        }
+    }
+    rows
+}
+
+/// What must be known to read the table.
+fn legend(record: &Record) -> String {
+    let mut text = String::new();
     let machine = &record.machine;
     // Writing to a String cannot fail.
     let _ = writeln!(

@@ -1,14 +1,14 @@
 //! Bulk: as many bytes as will go, one way, over one or more connections.
 //!
 //! The sender copies from a buffer that stays in the cache; the sink lets the kernel discard what came. At the end the sender half-closes, and the sink must
-//! then have exactly the bytes that were sent and a clean end.
+//! then have exactly the bytes that were sent and a clean end. Where a server may not end first, its client ends the connection once it has all bytes.
 
 use anyhow::{Context, Result, bail};
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
 
 use super::super::shape::Direction;
-use super::{Load, Measured, Window, socket};
+use super::{HalfClose, Load, Measured, Pair, Window, socket};
 
 /// Bytes offered per send: large enough to make system calls rare, small enough to stay in the second-level cache.
 const OFFER: usize = 256 * 1024;
@@ -37,17 +37,22 @@ pub(super) fn run(load: &mut Load, direction: Direction, connections: u32, windo
         load.bell.add(&flow.sender, token, EventFlags::OUT)?;
         load.bell.add(&flow.sink, token + 1, EventFlags::IN)?;
     }
-    let received = carry(load, &mut flows, window)?;
-    for flow in &flows {
+    let sink_ends = direction == Direction::Down && load.half_close == HalfClose::ClientOnly;
+    let received = carry(load, &mut flows, sink_ends, window)?;
+    let sent = flows.iter().map(|flow| flow.sent).sum();
+    for flow in flows {
         if flow.sent != flow.received {
             bail!("sent {} bytes on a connection, received {}", flow.sent, flow.received);
         }
+        if sink_ends {
+            Pair { client: flow.sink, server: flow.sender }.close()?;
+        }
     }
-    window.measured(flows.iter().map(|flow| flow.sent).sum(), received)
+    window.measured(sent, received)
 }
 
 /// Carries until the window closes and everything under way has arrived. Returns the bytes received.
-fn carry(load: &mut Load, flows: &mut [Flow], window: &mut Window) -> Result<u64> {
+fn carry(load: &mut Load, flows: &mut [Flow], sink_ends: bool, window: &mut Window) -> Result<u64> {
     let (offer, mut scrap) = (vec![0x5a; OFFER], vec![0; SWALLOW]);
     let mut events = Vec::with_capacity(64);
     let (mut received, mut sending, mut open) = (0, true, flows.len());
@@ -61,6 +66,7 @@ fn carry(load: &mut Load, flows: &mut [Flow], window: &mut Window) -> Result<u64
                 flow.push(&offer, sending)?;
             } else if !flow.ended {
                 received += flow.pull(&mut scrap, sending)?;
+                flow.ended |= sink_ends && !sending && flow.received == flow.sent;
                 if flow.ended {
                     load.bell.remove(&flow.sink)?;
                     open -= 1;
@@ -69,9 +75,15 @@ fn carry(load: &mut Load, flows: &mut [Flow], window: &mut Window) -> Result<u64
         }
         if sending && !window.turn(load, received)? {
             sending = false;
-            for flow in &*flows {
+            for flow in &mut *flows {
                 load.bell.remove(&flow.sender)?;
-                socket::finish(&flow.sender)?;
+                if !sink_ends {
+                    socket::finish(&flow.sender)?;
+                } else if flow.received == flow.sent {
+                    flow.ended = true;
+                    load.bell.remove(&flow.sink)?;
+                    open -= 1;
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 
-use super::{Pair, STALL, socket};
+use super::{HalfClose, Pair, STALL, socket};
 
 /// Bytes each way. The two differ, so that one direction lives on after the other has ended.
 const UP: usize = 4 * 1024 * 1024 + 1;
@@ -19,15 +19,17 @@ struct End {
     outgoing: Vec<u8>,
     sent: usize,
     finished: bool,
+    /// Does not end its half before the other end has.
+    is_last: bool,
     expected: Vec<u8>,
     received: usize,
     ended: bool,
 }
 
-pub(super) fn run(pair: Pair) -> Result<()> {
+pub(super) fn run(pair: Pair, half_close: HalfClose) -> Result<()> {
     let (up, down) = (noise(UP, 1), noise(DOWN, 2));
-    let mut client = End::new(pair.client, up.clone(), down.clone());
-    let mut server = End::new(pair.server, down, up);
+    let mut client = End::new(pair.client, up.clone(), down.clone(), false);
+    let mut server = End::new(pair.server, down, up, half_close == HalfClose::ClientOnly);
     let mut moved = Instant::now();
     while !(client.done() && server.done()) {
         let look = Timespec::try_from(STALL).context("deadline")?;
@@ -51,8 +53,8 @@ pub(super) fn run(pair: Pair) -> Result<()> {
 }
 
 impl End {
-    fn new(socket: OwnedFd, outgoing: Vec<u8>, expected: Vec<u8>) -> Self {
-        Self { socket, outgoing, sent: 0, finished: false, expected, received: 0, ended: false }
+    fn new(socket: OwnedFd, outgoing: Vec<u8>, expected: Vec<u8>, is_last: bool) -> Self {
+        Self { socket, outgoing, sent: 0, finished: false, is_last, expected, received: 0, ended: false }
     }
 
     fn done(&self) -> bool {
@@ -61,8 +63,13 @@ impl End {
 
     fn wants(&self) -> PollFlags {
         let reading = if self.ended { PollFlags::empty() } else { PollFlags::IN };
-        let writing = if self.finished { PollFlags::empty() } else { PollFlags::OUT };
+        let waits = self.sent == self.outgoing.len() && !self.may_finish();
+        let writing = if self.finished || waits { PollFlags::empty() } else { PollFlags::OUT };
         reading | writing
+    }
+
+    fn may_finish(&self) -> bool {
+        self.ended || !self.is_last
     }
 
     /// Sends and receives what goes. True when anything did.
@@ -73,7 +80,7 @@ impl End {
             let sent = socket::send(&self.socket, rest).context("cannot send")?;
             self.sent += sent;
             moved |= sent > 0;
-            if self.sent == self.outgoing.len() {
+            if self.sent == self.outgoing.len() && self.may_finish() {
                 socket::finish(&self.socket)?;
                 self.finished = true;
             }
