@@ -223,6 +223,7 @@ fn a_server_that_must_end_last_does() {
 }
 
 /// Ends both halves when the server has ended its own.
+#[expect(clippy::disallowed_methods, reason = "a peer, not a door")]
 fn one_sided(server: SocketAddrV4) -> SocketAddrV4 {
     let listener = TcpListener::bind(ANY).unwrap();
     let SocketAddr::V4(door) = listener.local_addr().unwrap() else { panic!("not IPv4") };

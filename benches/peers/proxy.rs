@@ -43,7 +43,7 @@ impl Proxy {
             tunnel::issue(issuer, folder.path())?;
         }
         File::create(&log).context("cannot write the peer's log")?;
-        let mut proxy = Self { children: Vec::new(), log, folder: folder };
+        let mut proxy = Self { children: Vec::new(), log, folder };
         for part in &recipe.parts {
             proxy.launch(part, cores)?;
             // A captured door stands behind a rule that is not there yet; its own port tells.
