@@ -8,6 +8,7 @@ mod control;
 mod daemon;
 mod demo;
 mod doors;
+mod gauges;
 mod preserve;
 mod reload;
 mod shutdown;

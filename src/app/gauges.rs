@@ -1,0 +1,52 @@
+//! Gauges of what the paths share: asked at each scrape.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::proxy::worker::Shared;
+use crate::telemetry::Metrics;
+
+/// Gauges that only the wiring knows how to ask.
+pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics {
+    let of = |ask: fn(&Shared) -> f64| {
+        let shared = Arc::clone(shared);
+        move || ask(&shared)
+    };
+    metrics.register_gauge("adit_workers", "Data workers", of(|shared| count(shared.posts.len())));
+    metrics.register_gauge(
+        "adit_descriptors_budget",
+        "Descriptors that the data path may use",
+        of(|shared| count(shared.budget.share())),
+    );
+    metrics.register_gauge(
+        "adit_descriptors_used",
+        "Descriptors that the data path uses, pipes included",
+        of(|shared| count(shared.budget.used())),
+    );
+    metrics.register_gauge(
+        "adit_handshakes",
+        "Handshakes of peers that connect, now",
+        of(|shared| count(shared.handshakes.running())),
+    );
+    metrics.register_gauge(
+        "adit_tunnel_window_bytes",
+        "Bytes that the peers of tunnels may send before an application takes any",
+        of(|shared| count(shared.windows.granted())),
+    );
+    metrics.register_gauge(
+        "adit_preserve_source_ipv4",
+        "Whether connecting from a client's IPv4 address works",
+        of(|shared| f64::from(shared.can_borrow_source[0].load(Ordering::Relaxed))),
+    );
+    metrics.register_gauge(
+        "adit_preserve_source_ipv6",
+        "Whether connecting from a client's IPv6 address works",
+        of(|shared| f64::from(shared.can_borrow_source[1].load(Ordering::Relaxed))),
+    );
+    metrics
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge of at most a few million")]
+fn count(value: usize) -> f64 {
+    value as f64
+}
