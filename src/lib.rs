@@ -5,12 +5,12 @@
 //! ```text
 //! DATA      accept -> original destination -> resolve -> connect -> relay -> account       (proxy)
 //! CONTROL   files -> parse -> validate -> Snapshot -> watch channel -> read by DATA        (mesh)
-//! IDENTITY  certificates -> TLS configs -> watch channel -> read per handshake by DATA     (identity; no tunnels yet)
+//! IDENTITY  certificates -> TLS configs -> watch channel -> read per handshake by DATA     (identity)
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)
 //! ```
 //!
-//! Imports only point downward: `main -> cli -> app -> { admin, proxy } -> mesh ->
-//! identity -> { files, config, telemetry, lifecycle, net }`.
+//! A tunnel (hbone) is a way for DATA to connect and a door for it to accept at. Imports only point downward:
+//! `main -> cli -> app -> { admin, proxy } -> { mesh, hbone } -> identity -> { files, config, telemetry, lifecycle, net }`.
 
 pub mod admin;
 pub mod app;
