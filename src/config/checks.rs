@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use super::kinds::written;
 use super::layers::Merged;
 use super::problem::{Problem, Problems};
 use super::settings::{AdminAddr, ConnectionLimit, IdentitySource, Listen, PreserveSource, Settings};
@@ -147,8 +148,8 @@ fn windows(settings: &Settings) -> Option<(String, String, String)> {
     let tunnel = &settings.tunnel;
     (tunnel.connection_window < tunnel.stream_window).then(|| {
         (
-            format!("a connectionWindow of {} bytes", tunnel.connection_window),
-            format!("at least tunnel.streamWindow, which is {} bytes", tunnel.stream_window),
+            format!("a connectionWindow of {}", written(tunnel.connection_window.get().into())),
+            format!("at least tunnel.streamWindow, which is {}", written(tunnel.stream_window.get().into())),
             "one stalled stream would stop all others of its tunnel: make it several times as large".to_owned(),
         )
     })
@@ -158,8 +159,8 @@ fn buffered(settings: &Settings) -> Option<(String, String, String)> {
     let tunnel = &settings.tunnel;
     (tunnel.buffered_bytes.get() < tunnel.connection_window.get() as usize).then(|| {
         (
-            format!("bufferedBytes of {}", tunnel.buffered_bytes),
-            format!("at least tunnel.connectionWindow, which is {} bytes", tunnel.connection_window),
+            format!("bufferedBytes of {}", written(tunnel.buffered_bytes.get() as u64)),
+            format!("at least tunnel.connectionWindow, which is {}", written(tunnel.connection_window.get().into())),
             "raise tunnel.bufferedBytes or lower tunnel.connectionWindow".to_owned(),
         )
     })

@@ -10,7 +10,7 @@ mod size;
 
 pub(super) use address::{ADMIN_DOOR, DOOR};
 pub(super) use duration::{DURATION, DURATION_OR_OFF, KEEPALIVE, POSITIVE, POSITIVE_OR_OFF, USER_TIMEOUT};
-pub(super) use size::{BYTES, WINDOW};
+pub(super) use size::{BYTES, WINDOW, written};
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;

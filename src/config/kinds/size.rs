@@ -34,7 +34,11 @@ fn size(node: &Node, expected: &'static str, least: u64, most: u64) -> Checked<N
         .filter(|bytes| (least..=most).contains(bytes))
         .and_then(|bytes| usize::try_from(bytes).ok())
         .and_then(NonZeroUsize::new)
-        .ok_or_else(|| Mismatch::new(node, expected))
+        .ok_or_else(|| {
+            let mismatch = Mismatch::new(node, expected);
+            let unknown = node.as_text().is_some_and(|text| read(text).is_none());
+            if unknown { mismatch.hint("units are KiB, MiB and GiB") } else { mismatch }
+        })
 }
 
 fn read(text: &str) -> Option<u64> {
@@ -44,6 +48,12 @@ fn read(text: &str) -> Option<u64> {
         .unwrap_or((text, 1));
     let digits = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// As it would be written.
+pub(in crate::config) fn written(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
 fn show(bytes: u64) -> Value {
