@@ -38,7 +38,8 @@ pub struct Daemon {
     pub check_mesh: fn(&Settings) -> Result<MeshSummary, Problems>,
 }
 
-/// A transparent TCP proxy for workloads: captures, resolves, carries and accounts for their connections.
+/// A transparent TCP proxy for workloads: captures and resolves their connections, carries them in the clear or in mutual TLS
+/// tunnels (HBONE), and accounts for them.
 #[derive(Debug, Parser)]
 #[command(name = "adit", version, args_conflicts_with_subcommands = true, max_term_width = 100, after_help = EXAMPLE)]
 struct Cli {

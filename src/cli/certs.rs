@@ -61,20 +61,22 @@ enum Command {
     #[command(subcommand, after_help = EXAMPLE)]
     Issue(Issue),
     /// Show what certificates say: identity, serial, dates, chain, root
-    #[command(after_help = EXAMPLE)]
+    #[command(after_help = "Example:\n  adit certs inspect web.crt --roots a.crt")]
     Inspect(Inspect),
     /// Check certificate, key and roots as the daemon would
-    #[command(after_help = EXAMPLE)]
+    #[command(after_help = "Example:\n  adit certs verify --cert web.crt --key web.key --roots a.crt")]
     Verify(Verify),
 }
 
 #[derive(Debug, Subcommand)]
 enum Issue {
     /// A root: writes OUT.crt and OUT.key
-    #[command(after_help = EXAMPLE)]
+    #[command(after_help = "Example:\n  adit certs issue root --name mesh-a --out a")]
     Root {
+        /// The common name in it, by which people tell roots apart
         #[arg(long, default_value = "adit root")]
         name: String,
+        /// Where to write: PREFIX.crt and PREFIX.key, neither of which may be there
         #[arg(long, value_name = "PREFIX")]
         out: PathBuf,
         /// How long it is valid
@@ -82,7 +84,9 @@ enum Issue {
         life: Duration,
     },
     /// A workload's certificate: writes OUT.crt and OUT.key
-    #[command(after_help = EXAMPLE)]
+    #[command(
+        after_help = "Example:\n  adit certs issue leaf --ca a --id spiffe://cluster.local/ns/default/sa/web --out web"
+    )]
     Leaf {
         /// Where the root is: CA.crt and CA.key
         #[arg(long, value_name = "PREFIX")]
@@ -90,6 +94,7 @@ enum Issue {
         /// Such as spiffe://cluster.local/ns/default/sa/web
         #[arg(long)]
         id: SpiffeId,
+        /// Where to write: PREFIX.crt and PREFIX.key, neither of which may be there
         #[arg(long, value_name = "PREFIX")]
         out: PathBuf,
         /// How long it is valid
@@ -99,8 +104,10 @@ enum Issue {
     /// A trust bundle of several roots, each once
     #[command(after_help = "Example:\n  adit certs issue bundle a.crt b.crt --out both.crt")]
     Bundle {
+        /// Roots, in PEM
         #[arg(required = true, value_name = "FILE")]
         roots: Vec<PathBuf>,
+        /// Where to write; must not be there
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
@@ -113,6 +120,7 @@ enum Issue {
         /// The certificates to revoke: the first of each file
         #[arg(value_name = "FILE")]
         certificates: Vec<PathBuf>,
+        /// Where to write; must not be there
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
         /// When it should be replaced by a newer one
@@ -123,6 +131,7 @@ enum Issue {
 
 #[derive(Debug, Args)]
 struct Inspect {
+    /// Certificates, in PEM
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Say which of these roots has signed each
@@ -135,12 +144,16 @@ struct Inspect {
 
 #[derive(Debug, Args)]
 struct Verify {
+    /// The leaf, then what stands between it and a root
     #[arg(long, value_name = "FILE")]
     cert: PathBuf,
+    /// The leaf's key
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// Whom to trust
     #[arg(long, required = true, value_name = "FILE")]
     roots: Vec<PathBuf>,
+    /// Revocation lists
     #[arg(long, value_name = "FILE")]
     crls: Vec<PathBuf>,
     /// Whose it must be [default: whoever it says]
