@@ -261,6 +261,8 @@ fn retryable(reason: CloseReason, target: &Target) -> bool {
         | CloseReason::TlsFailed
         | CloseReason::PeerRefused
         | CloseReason::Http2Failed
+        | CloseReason::TunnelRefused
+        | CloseReason::TunnelResponseTimeout
         | CloseReason::TunnelLost => !single,
         _ => false,
     }

@@ -183,6 +183,8 @@ close_reasons! {
     Http2Failed = "preface_refused", Upstream, Connect, H2Handshake, "http2 handshake failed";
     /// The other end of the tunnel answered with another status than 200.
     TunnelRefused = "tunnel_refused", Upstream, Connect, Connect, "http status";
+    /// It answered with 401 or 403: denied by policy there.
+    TunnelDenied = "tunnel_denied", Upstream, Connect, Deny, "connection closed due to policy rejection by the far side";
     TunnelResponseTimeout = "tunnel_response_timeout", Upstream, Connect, Connect, "h2 failed: no answer to CONNECT in time";
     /// The tunnel ended under the connection.
     TunnelLost = "tunnel_lost", Upstream, Relay, Connect, "h2 failed: the tunnel was lost";
