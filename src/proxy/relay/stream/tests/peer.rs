@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +27,8 @@ use crate::net::listen::{ListenOptions, bind};
 use crate::proxy::registry::{Direction, Registered, Registry};
 use crate::proxy::relay::{Outcome, RelayOptions, relay_stream};
 use crate::telemetry::{Door, Role, Side, TunnelEnd};
+
+use super::LIMIT;
 
 /// What the far end takes on one stream without reading.
 pub(super) const WINDOW: u32 = 1 << 20;
@@ -57,19 +60,26 @@ pub(super) struct Between {
 }
 
 pub(super) async fn between(side: Side) -> Between {
+    between_with(side, LIMIT).await
+}
+
+pub(super) async fn between_with(side: Side, reset_flush: Duration) -> Between {
     let shared = tunnel(side, Options::default()).await;
-    let between = between_in(&shared).await;
+    let between = between_of(&shared, reset_flush).await;
     Between { _shared: Some(shared), ..between }
 }
 
 pub(super) async fn between_in(shared: &Shared) -> Between {
+    between_of(shared, LIMIT).await
+}
+
+async fn between_of(shared: &Shared, reset_flush: Duration) -> Between {
     let (mut stream, far) = shared.stream().await;
     let (ours, socket) = socket_pair().await;
     let (entry, side) = (Rc::new(entry()), shared.side);
     let relay = {
         let entry = Rc::clone(&entry);
-        let options =
-            RelayOptions { zero_copy: true, reset_flush: Duration::from_secs(1), keepalive: Keepalive::default() };
+        let options = RelayOptions { zero_copy: true, reset_flush, keepalive: Keepalive::default() };
         spawn_local(async move { relay_stream(&ours, &mut stream, side, &entry, &options).await })
     };
     let directions = match side {
@@ -225,7 +235,7 @@ async fn serving(ours: TcpStream, theirs: TcpStream, options: &Options) -> Share
             let ours = respond.send_response(Response::new(()), false).expect("response");
             let receive = response.await.expect("response").into_body();
             let stream = Stream::new(ours, request.into_body(), leases.lease());
-            let _ = give.send((stream, Far { send, receive, connection: Rc::clone(&far) }));
+            let _ = give.send((stream, Far::new(send, receive, Rc::clone(&far))));
         }
     });
     Shared { side: Side::Downstream, tunnel, open }
@@ -264,7 +274,7 @@ async fn requesting(ours: TcpStream, theirs: TcpStream, options: &Options) -> Sh
             let send = respond.send_response(Response::new(()), false).expect("response");
             let receive = response.await.expect("response").into_body();
             let stream = Stream::new(ours, receive, leases.lease());
-            let far = Far { send, receive: request.into_body(), connection: Rc::clone(&far) };
+            let far = Far::new(send, request.into_body(), Rc::clone(&far));
             let _ = give.send((stream, far));
         }
     });
@@ -276,24 +286,48 @@ pub(super) struct Far {
     pub(super) send: SendStream<Bytes>,
     pub(super) receive: RecvStream,
     connection: Rc<JoinHandle<()>>,
+    /// Pieces that were written and that the library still has.
+    queued: Arc<AtomicUsize>,
+}
+
+/// Bytes that are counted for as long as somebody has them.
+struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn counted(queued: &Arc<AtomicUsize>, piece: &[u8]) -> Bytes {
+    queued.fetch_add(1, Ordering::Relaxed);
+    Bytes::from_owner(Counted(piece.to_vec(), Arc::clone(queued)))
 }
 
 impl Far {
+    fn new(send: SendStream<Bytes>, receive: RecvStream, connection: Rc<JoinHandle<()>>) -> Self {
+        Self { send, receive, connection, queued: Arc::default() }
+    }
+
     pub(super) async fn write_all(&mut self, bytes: &[u8]) {
-        write_all(&mut self.send, bytes).await;
+        let queued = &self.queued;
+        write_pieces(&mut self.send, bytes, |piece| counted(queued, piece)).await;
     }
 
     pub(super) fn finish(&mut self) {
-        self.send.send_data(Bytes::new(), true).expect("end");
+        self.send.send_data(counted(&self.queued, &[]), true).expect("end");
     }
 
-    /// Waits until all that was written has left.
+    /// Waits until the library has passed on all that was written: a reset drops what it has not.
     pub(super) async fn flushed(&mut self) {
-        // What the library has queued it sends while others wait; its windows are wide enough here.
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let queued = Arc::clone(&self.queued);
+        eventually(|| queued.load(Ordering::Relaxed) == 0).await;
     }
 
     pub(super) fn reset(&mut self, reason: Reason) {
@@ -317,13 +351,15 @@ impl Far {
         all
     }
 
-    /// The code of a reset that follows the end of the stream, or nothing when it stays quiet.
+    /// The code of the reset that follows the end of the stream.
     pub(super) async fn last_word(&mut self) -> Option<u32> {
-        let word = std::future::poll_fn(|cx| self.send.poll_reset(cx));
-        match tokio::time::timeout(Duration::from_millis(500), word).await {
-            Ok(reason) => Some(reason.expect("the tunnel lives").into()),
-            Err(_) => None,
-        }
+        let reason = std::future::poll_fn(|cx| self.send.poll_reset(cx)).await;
+        Some(reason.expect("the tunnel lives").into())
+    }
+
+    /// Whether no reset follows the end of the stream; one that is on its way comes within the time.
+    pub(super) async fn is_quiet(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(500), self.last_word()).await.is_err()
     }
 
     /// Ends the connection without a word.
@@ -332,12 +368,16 @@ impl Far {
     }
 }
 
-pub(super) async fn write_all(send: &mut SendStream<Bytes>, mut bytes: &[u8]) {
+pub(super) async fn write_all(send: &mut SendStream<Bytes>, bytes: &[u8]) {
+    write_pieces(send, bytes, Bytes::copy_from_slice).await;
+}
+
+async fn write_pieces(send: &mut SendStream<Bytes>, mut bytes: &[u8], own: impl Fn(&[u8]) -> Bytes) {
     while !bytes.is_empty() {
         send.reserve_capacity(bytes.len());
         let capacity = std::future::poll_fn(|cx| send.poll_capacity(cx)).await.expect("open").expect("capacity");
         let (now, later) = bytes.split_at(capacity.min(bytes.len()));
-        send.send_data(Bytes::copy_from_slice(now), false).expect("send");
+        send.send_data(own(now), false).expect("send");
         bytes = later;
     }
 }
