@@ -102,7 +102,11 @@ fn a_black_holed_peer() {
             }
         });
         let took = begun.elapsed();
-        assert!(took < DEAD_AFTER + Duration::from_secs(2), "{took:?}");
+        // By nothing else would they end before 10 s; the machine may be very busy.
+        assert!(
+            (DEAD_AFTER - Duration::from_millis(500)..DEAD_AFTER + Duration::from_secs(5)).contains(&took),
+            "{took:?}"
+        );
         let cause = near.wait_log("tunnel closed");
         assert!(cause.contains("\"cause\":\"ping_timeout\"") && cause.contains("\"streams_cut\":5"), "{cause}");
         let records = until(LIMIT, "five records", || {
