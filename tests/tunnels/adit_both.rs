@@ -3,6 +3,7 @@
 use std::thread;
 
 use crate::bytes::{End, expect, random, read_to_end, reset};
+use crate::envoy_config::HBONE;
 use crate::kit::door::talk;
 use crate::kit::{Door, Family, isolated, isolated_within};
 use crate::relay::{self, LONG, relay_cases};
@@ -60,6 +61,30 @@ fn the_source_address_is_the_clients() {
                 let _client = world.dial(family, APP);
                 assert_eq!(door.accept().peer.ip(), world.near_host().address(family));
             }
+        });
+    });
+}
+
+/// The kernel gives the port of a tunnel to clients too, if they go elsewhere: such a client is no loop.
+#[test]
+fn a_client_with_the_port_of_a_tunnel() {
+    const PORTS: &str = "ipv4/ip_local_port_range";
+    isolated(|| {
+        between_adits("workers: 1\ntunnel: { maxPerPeer: 1 }", |world| {
+            let (near, door) = (world.near_host(), Door::open(world.far_host(), APP));
+            let (mut client, mut server) = world.pair(Family::V4, &door);
+            talk(&mut client, &mut server);
+            let filter = format!("dport = :{HBONE}");
+            let tunnel = near.output("ss", &["-Htn", "state", "established", &filter]);
+            let local = tunnel.split_whitespace().nth(2).expect("one tunnel");
+            let port: u16 = local.rsplit(':').next().expect("a port").parse().expect("a port");
+            // Nothing else is left to choose.
+            near.sysctl(PORTS, &format!("{port} {port}"));
+            let (mut same, mut other) = world.pair(Family::V4, &door);
+            near.sysctl(PORTS, "32768 60999");
+            assert_eq!(same.local_addr().expect("an address").port(), port);
+            talk(&mut same, &mut other);
+            talk(&mut client, &mut server);
         });
     });
 }
