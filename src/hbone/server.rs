@@ -28,7 +28,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::config::settings::Tunnel as Limits;
 use crate::hbone::io::{self, Handle, HandshakeError, Handshaken};
 use crate::hbone::stream::Chunk;
-use crate::hbone::tunnel::{Driven, Meter, Metered};
+use crate::hbone::tunnel::{Driven, Meter, Metered, later};
 use crate::hbone::window::{Grant, Windows, configure_server};
 use crate::identity::{PeerIdentity, TlsGeneration};
 use crate::telemetry::TunnelEnd;
@@ -184,7 +184,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, F: FnMut(Asked)> Driven for Served<T, F>
                 Poll::Pending => return Poll::Pending,
             }
         }
-        cx.waker().wake_by_ref();
+        later(cx);
         Poll::Pending
     }
 

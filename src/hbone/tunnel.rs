@@ -10,7 +10,7 @@ mod judged;
 mod meter;
 
 pub use drive::{Driven, Pulse, Wire, drive};
-pub use meter::{Meter, Metered, TURN};
+pub use meter::{Meter, Metered, TURN, later};
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;

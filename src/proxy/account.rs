@@ -9,7 +9,7 @@ use crate::proxy::registry::{Direction, Entry};
 use crate::proxy::worker::Worker;
 use crate::telemetry::access::{AccessRecord, Attempt};
 use crate::telemetry::traffic::TrafficLabels;
-use crate::telemetry::{CloseReason, PeerLabels, PeerText, Phase, ServiceLabels};
+use crate::telemetry::{CloseReason, Door, PeerLabels, PeerText, Phase, ServiceLabels};
 
 /// What is known of a connection at its end beside what its entry says.
 #[derive(Debug)]
@@ -71,11 +71,17 @@ pub fn close(worker: &Worker, entry: &Entry, ending: Ending) {
     if !worker.shared.log.access_enabled(ending.reason) {
         return;
     }
-    // Failures that any stranger can cause are limited; the rest of them is counted and summarised.
-    if matches!(ending.reason.phase(), Phase::Accept | Phase::Resolve) && !worker.admit_line(entry.door) {
+    // What any peer can cause at no cost is limited; the rest of it is counted and summarised.
+    if is_cheap(entry.door, ending.reason) && !worker.admit_line(entry.door) {
         return;
     }
     worker.shared.log.access(record(entry, ending));
+}
+
+/// Failures before authorization, and streams that are reset before they are answered: a tunnel can bring thousands a second.
+fn is_cheap(door: Door, reason: CloseReason) -> bool {
+    matches!(reason.phase(), Phase::Accept | Phase::Resolve)
+        || door == Door::Hbone && reason == CloseReason::DownstreamGone
 }
 
 fn record(entry: &Entry, ending: Ending) -> Box<AccessRecord> {

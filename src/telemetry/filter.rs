@@ -3,7 +3,7 @@
 //! A target covers itself and everything below it (`mesh` covers `mesh::file`); adit's own targets may be written with
 //! or without `adit::`, as the log shows them. The most specific directive decides; without a bare level it is `info`.
 //! Text that is not understood is an error, never a filter that silently keeps nothing. There are no filters on spans:
-//! adit opens none.
+//! adit opens none. Libraries that log whatever peers make them do ([`LIBRARIES`]) are kept only where they are named.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,6 +14,8 @@ use tracing::level_filters::LevelFilter;
 
 const CRATE_PREFIX: &str = "adit::";
 const MAX_FILTER_BYTES: usize = 1024;
+/// They warn of single frames, in words that are not ours and without a limit. What matters of it adit says itself.
+const LIBRARIES: [&str; 1] = ["h2"];
 
 /// A filter, and the text that it was made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +41,11 @@ impl Filter {
     #[must_use]
     pub fn level(&self, target: &str) -> LevelFilter {
         let own = target.strip_prefix(CRATE_PREFIX).unwrap_or(target);
-        self.targets.iter().find(|(covering, _)| covers(covering, own)).map_or(self.default, |(_, level)| *level)
+        match self.targets.iter().find(|(covering, _)| covers(covering, own)) {
+            Some((_, level)) => *level,
+            None if LIBRARIES.iter().any(|library| covers(library, target)) => LevelFilter::OFF,
+            None => self.default,
+        }
     }
 
     #[must_use]
@@ -144,6 +150,15 @@ mod tests {
         for text in ["", "mesh=trace", " , "] {
             assert_eq!(text.parse::<Filter>().expect("filter").level("other"), LevelFilter::INFO);
         }
+    }
+
+    #[test]
+    fn a_library_is_silent_unless_it_is_named() {
+        let level = |text: &str, target| text.parse::<Filter>().expect("filter").level(target);
+        assert_eq!(level("trace", "h2::proto::ping_pong"), LevelFilter::OFF);
+        assert_eq!(level("info,h2=debug", "h2::proto::ping_pong"), LevelFilter::DEBUG);
+        assert_eq!(level("info,h2::proto=warn", "h2::codec"), LevelFilter::OFF);
+        assert_eq!(level("info", "h2o"), LevelFilter::INFO);
     }
 
     #[test]
