@@ -6,6 +6,8 @@
 //! - The newest begins first: it has the most time left. In first-in-first-out order an overload makes each one begin
 //!   just before its peer gives up, and all of the work is for nothing.
 //! - Whoever's time is over, or nearly so, is shed without any work, the oldest first; a full queue sheds its oldest.
+//! - Whoever has had a tenth of its time makes room when somebody waits for a slot: peers that connect and do not go on
+//!   keep nobody out.
 //! - What a worker spends on handshakes is bounded while it has other work ([`Pace`]): a fifth of its time.
 //!
 //! Fails closed: what has no slot does not begin. Deliberately absent: the handshake.
@@ -30,6 +32,10 @@ pub use pace::{Pace, Paced};
 const WAITING: usize = 1024;
 /// What has less of its time left than one part in so many is not worth beginning.
 const TOO_LATE: u32 = 10;
+/// Such a part of its time a handshake has undisturbed, even if others wait for its slot.
+const UNDISTURBED: u32 = 10;
+/// How often one that has had it looks whether others wait.
+const LOOK: Duration = Duration::from_millis(10);
 /// Failed handshakes that the process logs a second.
 const LINES: NonZeroU32 = match NonZeroU32::new(10) {
     Some(lines) => lines,
@@ -46,7 +52,32 @@ struct Shared {
     limit: Mutex<usize>,
     /// Slots that are lent beyond a limit that was lowered; they go as they come back.
     excess: AtomicUsize,
+    /// Workers that wait for a slot, and handshakes that are making room for them.
+    wanted: AtomicUsize,
+    promised: AtomicUsize,
     lines: Mutex<LineLimiter>,
+}
+
+/// A worker that waits for a slot.
+struct Wanting<'a>(&'a Shared);
+
+impl<'a> Wanting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.wanted.fetch_add(1, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        take_one(&self.0.promised);
+        take_one(&self.0.wanted);
+    }
+}
+
+/// One less, unless there is none; whether there was.
+fn take_one(count: &AtomicUsize) -> bool {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()
 }
 
 /// One handshake that may run, until this is dropped.
@@ -64,6 +95,8 @@ impl Slots {
             free: Arc::new(Semaphore::new(limit)),
             limit: Mutex::new(limit),
             excess: AtomicUsize::new(0),
+            wanted: AtomicUsize::new(0),
+            promised: AtomicUsize::new(0),
             lines: Mutex::new(LineLimiter::new(LINES)),
         }))
     }
@@ -94,9 +127,25 @@ impl Slots {
 
     /// Waits for a slot; whoever asked first gets the next one.
     pub async fn take(self) -> Option<Slot> {
-        // Never closed.
-        let permit = Arc::clone(&self.0.free).acquire_owned().await.ok()?;
+        let free = || Arc::clone(&self.0.free);
+        let permit = if let Ok(permit) = free().try_acquire_owned() {
+            permit
+        } else {
+            let _wanting = Wanting::new(&self.0);
+            // Never closed.
+            free().acquire_owned().await.ok()?
+        };
         Some(Slot { permit: Some(permit), slots: self })
+    }
+
+    /// Returns when a handshake that begins now, with so much time, is to make room for another.
+    pub async fn make_room(&self, time: Duration) {
+        tokio::time::sleep(time / UNDISTURBED).await;
+        let Shared { wanted, promised, .. } = &*self.0;
+        let one_more = |promised| (promised < wanted.load(Ordering::Relaxed)).then_some(promised + 1);
+        while promised.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Whether one more line about a failed handshake may be logged; a lock, and only for failures.
@@ -114,8 +163,7 @@ impl Slots {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let owed = |owed: usize| owed.checked_sub(1);
-        if self.slots.0.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, owed).is_ok()
+        if take_one(&self.slots.0.excess)
             && let Some(permit) = self.permit.take()
         {
             permit.forget();

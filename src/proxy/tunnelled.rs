@@ -170,6 +170,9 @@ async fn serve(worker: Rc<Worker>, arrived: Arrived, deadline: tokio::time::Inst
             biased;
             result = timeout_at(deadline, paced.run()) => result.unwrap_or_else(|_elapsed| Err(late(step.get()))),
             () = long_closed(&worker) => Err(Failure::from(CloseReason::Drain)),
+            () = worker.shared.handshakes.make_room(from.settings.tunnel.handshake_timeout) => {
+                Err(Failure::from(CloseReason::HandshakeShed))
+            }
         }
     };
     drop(slot);

@@ -121,3 +121,32 @@ fn ten_lines_a_second_for_the_whole_process() {
     assert_eq!(slots.left_out(now + SECOND), Some(90));
     assert_eq!(other.left_out(now + SECOND), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_had_a_tenth_of_its_time_makes_room_for_one_that_waits() {
+    let slots = Slots::new(non_zero(2));
+    let lent = [taken(&slots).expect("a slot"), taken(&slots).expect("a slot")];
+    let over = |after| tokio::time::timeout(after, slots.make_room(SECOND * 5));
+    assert!(over(SECOND * 4).await.is_err(), "nobody waits");
+    let mut waiting = Box::pin(slots.clone().take());
+    assert!(polled(&mut waiting).await.is_none());
+    assert!(over(SECOND / 4).await.is_err(), "not yet");
+    assert!(over(SECOND).await.is_ok());
+    assert!(over(SECOND).await.is_err(), "one is enough for one");
+    drop(lent);
+    let third = waiting.await;
+    assert!(over(SECOND).await.is_err(), "nobody waits any more");
+    drop(third);
+    assert_eq!(slots.running(), 0);
+}
+
+/// Polls once.
+async fn polled<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(cx) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
