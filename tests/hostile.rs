@@ -52,3 +52,12 @@ mod floods;
 
 #[path = "hostile/handshakes.rs"]
 mod handshakes;
+
+#[path = "hostile/drain.rs"]
+mod drain;
+
+#[path = "hostile/faults.rs"]
+mod faults;
+
+#[path = "hostile/trust.rs"]
+mod trust;

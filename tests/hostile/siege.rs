@@ -17,7 +17,7 @@ use crate::kit::{Adit, Host, Lab, until};
 use crate::pki::{Leaf, Pki, Root};
 use crate::raw::Peer;
 use crate::serve::{echo, serve};
-use crate::world::{FAR, Ground, KINDS, adit, mesh, settings};
+use crate::world::{FAR, Ground, KINDS, adit, capture, mesh, settings};
 
 /// Applications in adit's host: one sends everything back, one never reads, one sends for as long as it can.
 pub(crate) const ECHO: u16 = 8080;
@@ -57,9 +57,34 @@ impl Siege {
     }
 
     pub(crate) fn with(ground: Ground, more: &str) -> Self {
-        let (lab, kind) = (&ground.lab, KINDS[0]);
-        let settings = settings(kind, FAR, &ground.far, &format!("log: {{ format: text }}\nworkers: 1\n{more}"));
-        let adit = adit(&lab.adit, kind, &settings, &mesh(&lab.client, &lab.adit));
+        Self::edited(ground, more, |settings| settings)
+    }
+
+    /// [`Self::with`], with settings that `edit` has been over.
+    pub(crate) fn edited(ground: Ground, more: &str, edit: impl FnOnce(String) -> String) -> Self {
+        Self::of(ground, more, |host, settings, mesh| adit(host, KINDS[0], &edit(settings.to_owned()), mesh))
+    }
+
+    /// [`Self::new`], started by a shell that has run `prelude` (`ulimit -n 256`) before.
+    pub(crate) fn after(prelude: &str, more: &str) -> Self {
+        let binary = env!("CARGO_BIN_EXE_adit");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let script = folder.path().join("adit");
+        fs::write(&script, format!("#!/bin/sh\n{prelude}\nexec {binary} \"$@\"\n")).expect("a writable folder");
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("our own file");
+        let program = script.to_str().expect("text");
+        Self::of(Ground::new(), more, |host, settings, mesh| {
+            capture(host, KINDS[0]);
+            let mut adit = Adit::start_program(program, host, settings, mesh);
+            adit.wait_ready(host);
+            adit
+        })
+    }
+
+    fn of(ground: Ground, more: &str, start: impl FnOnce(&Host, &str, &str) -> Adit) -> Self {
+        let lab = &ground.lab;
+        let settings = settings(KINDS[0], FAR, &ground.far, &format!("log: {{ format: text }}\nworkers: 1\n{more}"));
+        let adit = start(&lab.adit, &settings, &mesh(&lab.client, &lab.adit));
         let Ground { lab, pki, root, near, .. } = ground;
         Self { lab, pki, root, leaf: near, adit }
     }
