@@ -176,5 +176,9 @@ fn floods() {
 #[expect(clippy::print_stderr, reason = "seen when it fails, or by who asks")]
 fn note(what: &str, cpu: Duration, took: &[Duration], peak: u64) {
     let longest = took.iter().max().copied().unwrap_or_default();
-    eprintln!("{what}: {} round trips, the longest {longest:?}; {} KiB more at the peak, {cpu:?} of a core", took.len(), peak >> 10);
+    eprintln!(
+        "{what}: {} round trips, the longest {longest:?}; {} KiB more at the peak, {cpu:?} of a core",
+        took.len(),
+        peak >> 10
+    );
 }

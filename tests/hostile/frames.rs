@@ -144,7 +144,9 @@ fn what_ends_the_tunnel() {
             let words = peer.last_words();
             // Whoever is in the middle of writing when it is cut off may not get to read why.
             // The library says PROTOCOL_ERROR for some of what has a code of its own.
-            if !words.is_ok_and(|it| it.is_none_or(|(kind, code)| kind == GOAWAY && (code == PROTOCOL_ERROR || codes.contains(&code)))) {
+            if !words.is_ok_and(|it| {
+                it.is_none_or(|(kind, code)| kind == GOAWAY && (code == PROTOCOL_ERROR || codes.contains(&code)))
+            }) {
                 wrong.push((what, words));
             }
         }
@@ -166,7 +168,7 @@ fn requests(siege: &Siege) -> Vec<(&'static str, Vec<u8>, u16)> {
     let get = [literal(":method", b"GET"), literal(":path", b"/"), literal(":scheme", b"http")].concat();
     vec![
         ("nothing", Vec::new(), 0),
-        ("no authority", connect.clone(), 400),
+        ("no authority", connect, 400),
         ("no method", literal(":authority", authority.as_bytes()), 0),
         ("GET", [&get[..], &literal(":authority", authority.as_bytes())].concat(), 400),
         ("two authorities", with(literal(":authority", b"10.77.0.2:8080")), 0),
@@ -184,13 +186,49 @@ fn requests(siege: &Siege) -> Vec<(&'static str, Vec<u8>, u16)> {
 }
 
 const AUTHORITIES: &[&str] = &[
-    "", ":", ":80", "x", "10.77.0.2", "10.77.0.2:", "10.77.0.2:0", "10.77.0.2:-1", "10.77.0.2:+80", "10.77.0.2:65536",
-    "10.77.0.2:8080:8080", "10.77.0.2:99999999999999999999", "10.77.0.2:0x50", "10.77.2:8080", "010.77.0.2:8080",
-    "[10.77.0.2]:8080", "fd77::2:8080", "[fd77::2:8080", "[fd77::2]8080", "[fd77::2%eth0]:8080", "[::]:8080",
-    "[::ffff:127.0.0.1]:8080", "127.1:8080", "0:8080", "user@10.77.0.2:8080", "user:pass@10.77.0.2:8080",
-    "http://10.77.0.2:8080", "10.77.0.2:8080/", "10.77.0.2:8080?x", "10.77.0.2:8080#x", " 10.77.0.2:8080",
-    "10.77.0.2:8080 ", "10.77.0.2 :8080", "10.77.0.2\t:8080", "10.77.0.2\0:8080", "%31%30.77.0.2:8080", "..:80",
-    "*:80", "a_very_odd_name!:80", "\u{7f}:80", "255.255.255.255:80", "224.0.0.1:80", "169.254.169.254:80",
+    "",
+    ":",
+    ":80",
+    "x",
+    "10.77.0.2",
+    "10.77.0.2:",
+    "10.77.0.2:0",
+    "10.77.0.2:-1",
+    "10.77.0.2:+80",
+    "10.77.0.2:65536",
+    "10.77.0.2:8080:8080",
+    "10.77.0.2:99999999999999999999",
+    "10.77.0.2:0x50",
+    "10.77.2:8080",
+    "010.77.0.2:8080",
+    "[10.77.0.2]:8080",
+    "fd77::2:8080",
+    "[fd77::2:8080",
+    "[fd77::2]8080",
+    "[fd77::2%eth0]:8080",
+    "[::]:8080",
+    "[::ffff:127.0.0.1]:8080",
+    "127.1:8080",
+    "0:8080",
+    "user@10.77.0.2:8080",
+    "user:pass@10.77.0.2:8080",
+    "http://10.77.0.2:8080",
+    "10.77.0.2:8080/",
+    "10.77.0.2:8080?x",
+    "10.77.0.2:8080#x",
+    " 10.77.0.2:8080",
+    "10.77.0.2:8080 ",
+    "10.77.0.2 :8080",
+    "10.77.0.2\t:8080",
+    "10.77.0.2\0:8080",
+    "%31%30.77.0.2:8080",
+    "..:80",
+    "*:80",
+    "a_very_odd_name!:80",
+    "\u{7f}:80",
+    "255.255.255.255:80",
+    "224.0.0.1:80",
+    "169.254.169.254:80",
 ];
 
 /// The status of an answer, or 0 for a reset; [`END`] if the tunnel is over.

@@ -271,7 +271,9 @@ impl Peer {
         let (start, mut words) = (Instant::now(), None);
         loop {
             match self.next(LIMIT.saturating_sub(start.elapsed())) {
-                Next::Frame(frame) if matches!(frame.kind, GOAWAY | RST_STREAM) => words = Some((frame.kind, frame.code())),
+                Next::Frame(frame) if matches!(frame.kind, GOAWAY | RST_STREAM) => {
+                    words = Some((frame.kind, frame.code()))
+                }
                 Next::Frame(_) => {}
                 Next::Over => return Ok(words),
                 Next::Nothing => return Err("the tunnel goes on"),

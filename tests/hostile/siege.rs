@@ -14,7 +14,7 @@ use crate::envoy_config::HBONE;
 use crate::kit::daemon::get;
 use crate::kit::wait::pause;
 use crate::kit::{Adit, Host, Lab, until};
-use crate::pki::{Leaf, Pki, Root};
+use crate::pki::{Leaf, Pki};
 use crate::raw::Peer;
 use crate::serve::{echo, serve};
 use crate::world::{FAR, Ground, KINDS, adit, capture, mesh, settings};
@@ -33,8 +33,8 @@ const SLACK: u64 = 24 << 20;
 
 pub(crate) struct Siege {
     pub(crate) lab: Lab,
-    pub(crate) pki: Pki,
-    pub(crate) root: Root,
+    /// Whose files the daemon reads.
+    _pki: Pki,
     /// Who attacks, and who is a friend: the same, as far as adit knows.
     pub(crate) leaf: Leaf,
     pub(crate) adit: Adit,
@@ -85,8 +85,8 @@ impl Siege {
         let lab = &ground.lab;
         let settings = settings(KINDS[0], FAR, &ground.far, &format!("log: {{ format: text }}\nworkers: 1\n{more}"));
         let adit = start(&lab.adit, &settings, &mesh(&lab.client, &lab.adit));
-        let Ground { lab, pki, root, near, .. } = ground;
-        Self { lab, pki, root, leaf: near, adit }
+        let Ground { lab, pki, near, .. } = ground;
+        Self { lab, _pki: pki, leaf: near, adit }
     }
 
     pub(crate) fn applications(&self) {
@@ -159,7 +159,8 @@ impl Siege {
             let (first, held) = (self.held(), self.held());
             let friends = f64::from(friends);
             let only_they = [held.tunnels, held.streams].iter().all(|it| (it - friends).abs() < 0.5);
-            (only_they && held.connections < 2.0 * friends + 0.5 && first.descriptors == held.descriptors).then_some(held)
+            (only_they && held.connections < 2.0 * friends + 0.5 && first.descriptors == held.descriptors)
+                .then_some(held)
         })
     }
 
@@ -210,11 +211,8 @@ impl Siege {
 
     /// Ends it. The log has no panic and no error; lines about peers that misbehave are few.
     pub(crate) fn finish(self) {
-        let Self { adit, .. } = self;
-        let log = adit.log();
-        assert_sane(&log);
+        let Self { mut adit, .. } = self;
         rustix::process::kill_process(adit.pid(), rustix::process::Signal::TERM).expect("a running daemon");
-        let mut adit = adit;
         let status = adit.wait(Duration::from_secs(20));
         let log = adit.log();
         assert!(status.success(), "{status}");
@@ -310,7 +308,10 @@ impl Friend {
         let took = self.thread.join().expect("the friend's connection lives");
         let control = self.control.join().expect("cat answers");
         let longest = took.iter().max().copied().unwrap_or_default();
-        assert!(longest < ROUND_TRIP + 2 * control, "{longest:?} for a round trip during {during}, {control:?} without adit");
+        assert!(
+            longest < ROUND_TRIP + 2 * control,
+            "{longest:?} for a round trip during {during}, {control:?} without adit"
+        );
         took
     }
 }

@@ -127,7 +127,8 @@ fn a_removed_root_has_its_grace() {
         leaf.roots = ground.root.cert();
         let (both, own) = (ground.pki.bundle("both", &[&ground.root, &other]), ground.root.cert());
         ground.far.roots = both.clone();
-        let siege = Siege::edited(ground, "", |settings| settings.replace("source: files,", "source: files, rootGrace: 4s,"));
+        let siege =
+            Siege::edited(ground, "", |settings| settings.replace("source: files,", "source: files, rootGrace: 4s,"));
         siege.applications();
         let friend = siege.friend();
         let mut peer = Peer::connect(siege.camp(), siege.door(), &leaf);
