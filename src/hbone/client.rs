@@ -4,7 +4,7 @@
 //! establish: dial -> TLS -> HTTP/2 -> Client and Driving      ask: a reserved place -> CONNECT -> its answer
 //! ```
 //!
-//! In: an address, a TLS configuration that says who may be there, a finished request. Out: a [`Stream`] whose CONNECT
+//! In: an address, a TLS configuration that says who may be there, a finished request. Out: a `Stream` whose CONNECT
 //! was answered with 200, or an [`OpenError`]. Every step has its deadline; whatever is dropped half-way undoes itself (a
 //! request by RST_STREAM, a place in a tunnel by its lease). Which tunnel a stream goes to is the pool's business.
 

@@ -3,7 +3,7 @@
 //! In: the socket, the credentials in force, the limits of tunnels. Out: an [`Arrival`], whose peer has proved who it is
 //! and has spoken HTTP/2; then, from [`Arrival::serve`], what the driver polls: each request goes to a callback.
 //!
-//! - A retired tunnel says GOAWAY and takes what the peer opened before it heard of it, for [`GOAWAY_WITHIN`] at most:
+//! - A retired tunnel says GOAWAY and takes what the peer opened before it heard of it, for `GOAWAY_WITHIN` at most:
 //!   what a peer that does not answer the GOAWAY opens later is reset, unseen. It ends when its last stream has.
 //! - What a peer may make us hold is bounded by HTTP/2's settings: streams, header lists, windows.
 //!

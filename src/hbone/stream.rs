@@ -119,7 +119,7 @@ impl Stream {
         self.held
     }
 
-    /// How many bytes may be sent now, at most [`CHUNK_BYTES`]. Reserves them, so call it only with bytes at hand.
+    /// How many bytes may be sent now, at most `CHUNK_BYTES`. Reserves them, so call it only with bytes at hand.
     ///
     /// # Errors
     /// When the sending half is closed.

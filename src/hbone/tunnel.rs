@@ -1,6 +1,6 @@
 //! One tunnel, in either role: who is at the other end, what it carries, and what it has been told.
 //!
-//! Belongs to one worker. The [`drive`] task owns the HTTP/2 connection; everybody else holds an `Rc<Tunnel>`: streams
+//! Belongs to one worker. The [`drive()`] task owns the HTTP/2 connection; everybody else holds an `Rc<Tunnel>`: streams
 //! by a [`Lease`] (that is how they are counted), the worker by its list of [`Tunnels`]. A tunnel is asked to take no
 //! new streams ([`Tunnel::retire`]) or to end at once ([`Tunnel::cut`]); the first cause counts. When it is gone its
 //! end is known ([`Tunnel::end`]), and streams that fell with it say why.

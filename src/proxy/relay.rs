@@ -1,4 +1,4 @@
-//! Relay: carries bytes both ways between two established sockets with TCP's own semantics; [`stream`] does it between
+//! Relay: carries bytes both ways between two established sockets with TCP's own semantics; `stream` does it between
 //! a socket and a stream of a tunnel.
 //!
 //! In: both streams, the connection's [`Entry`], the worker's [`Pool`]. Out: an [`Outcome`]; when it returns, dropping

@@ -7,7 +7,7 @@
 //! A tunnel's socket is admitted like any connection of the door, and so is each stream in it. Handshakes are bounded
 //! ([`crate::proxy::handshakes`]); their deadline covers the wait for a slot, the wait for credentials, TLS and the
 //! beginning of HTTP/2. A handshake that fails is one line and one count, whatever was sent. When the door closes, live
-//! tunnels are retired by the worker, and a handshake has [`AFTER_CLOSING`] to complete: whoever is half way through one
+//! tunnels are retired by the worker, and a handshake has `AFTER_CLOSING` to complete: whoever is half way through one
 //! has nothing to lose.
 
 mod pump;

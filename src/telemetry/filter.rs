@@ -3,7 +3,7 @@
 //! A target covers itself and everything below it (`mesh` covers `mesh::file`); adit's own targets may be written with
 //! or without `adit::`, as the log shows them. The most specific directive decides; without a bare level it is `info`.
 //! Text that is not understood is an error, never a filter that silently keeps nothing. There are no filters on spans:
-//! adit opens none. Libraries that log whatever peers make them do ([`LIBRARIES`]) are kept only where they are named.
+//! adit opens none. Libraries that log whatever peers make them do (`LIBRARIES`) are kept only where they are named.
 
 use std::fmt;
 use std::str::FromStr;

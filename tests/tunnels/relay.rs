@@ -290,21 +290,3 @@ pub(crate) fn fill(stream: &TcpStream, piece: &[u8]) {
         }
     }
 }
-
-/// Reads until nothing has come for a while; the stream must not block.
-pub(crate) fn empty(stream: &TcpStream) {
-    let (mut reading, mut buffer) = (stream, vec![0; 64 * 1024]);
-    while readable(stream) {
-        match reading.read(&mut buffer) {
-            Ok(0) => panic!("it has ended"),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-fn readable(stream: &TcpStream) -> bool {
-    let limit = Timespec::try_from(Duration::from_secs(1)).expect("a limit in range");
-    poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&limit)).expect("poll") > 0
-}
