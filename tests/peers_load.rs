@@ -223,9 +223,11 @@ fn a_server_that_must_end_last_does() {
 }
 
 /// Ends both halves when the server has ended its own.
-#[expect(clippy::disallowed_methods, reason = "a peer, not a door")]
 fn one_sided(server: SocketAddrV4) -> SocketAddrV4 {
-    let listener = TcpListener::bind(ANY).unwrap();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::V4(ANY).into()).unwrap();
+    socket.listen(64).unwrap();
+    let listener = TcpListener::from(socket);
     let SocketAddr::V4(door) = listener.local_addr().unwrap() else { panic!("not IPv4") };
     thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
