@@ -463,7 +463,7 @@ fn changed_tunnel_values() -> Vec<(&'static str, &'static str)> {
         ("tunnel.pingInterval", "8s"),
         ("tunnel.pingTimeout", "9s"),
         ("tunnel.streamWindow", "64KiB"),
-        ("tunnel.connectionWindow", "3MiB"),
+        ("tunnel.connectionWindow", "24MiB"),
         ("tunnel.bufferedBytes", "64MiB"),
     ]
 }

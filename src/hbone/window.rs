@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_stream_never_takes_the_whole_tunnel() {
         let tunnel = Tunnel::default();
-        for (connection, stream) in [(16 << 20, 1 << 20), (2 << 20, 512 << 10), (1, 16 << 10)] {
+        for (connection, stream) in [(32 << 20, 4 << 20), (2 << 20, 512 << 10), (1, 16 << 10)] {
             assert_eq!(Windows::new().grant(connection, ALL).stream_window(&tunnel), stream, "{connection}");
         }
     }

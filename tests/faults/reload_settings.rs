@@ -51,7 +51,7 @@ const LIVE: [(&str, &str); 40] = [
     ("tunnel.pingInterval", "1ms"),
     ("tunnel.pingTimeout", "1ms"),
     ("tunnel.streamWindow", "64KiB"),
-    ("tunnel.connectionWindow", "1MiB"),
+    ("tunnel.connectionWindow", "8MiB"),
     ("tunnel.bufferedBytes", "64MiB"),
     ("shutdown.preDrain", "1s"),
     ("shutdown.deadline", "0s"),

@@ -66,8 +66,8 @@ impl Default for Tunnel {
             max_per_peer: non_zero(4),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
-            stream_window: non_zero(1 << 20),
-            connection_window: non_zero(16 << 20),
+            stream_window: non_zero(4 << 20),
+            connection_window: non_zero(32 << 20),
             buffered_bytes: const { NonZeroUsize::new(256 << 20).expect("not zero") },
         }
     }
