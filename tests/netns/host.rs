@@ -17,6 +17,7 @@ use super::isolate::finish;
 pub struct Namespace(File);
 
 impl Namespace {
+    /// Its loopback is still down.
     fn new() -> Self {
         let thread = thread::spawn(|| {
             #[expect(unsafe_code, reason = "rustix calls unshare unsafe because of CLONE_FILES")]
@@ -24,9 +25,7 @@ impl Namespace {
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("we are root in our user namespace");
             File::open("/proc/thread-self/ns/net").expect("proc")
         });
-        let namespace = Self(thread.join().expect("a new namespace"));
-        namespace.ip("link set lo up\n");
-        namespace
+        Self(thread.join().expect("a new namespace"))
     }
 
     /// Runs `body` on a thread inside: sockets opened there belong there for ever, whoever uses them.
@@ -90,7 +89,7 @@ pub struct Switch(Namespace);
 impl Switch {
     pub fn new() -> Self {
         let namespace = Namespace::new();
-        namespace.ip("link add switch type bridge mcast_snooping 0\nlink set switch up\n");
+        namespace.ip("link set lo up\nlink add switch type bridge mcast_snooping 0\nlink set switch up\n");
         Self(namespace)
     }
 }
@@ -127,7 +126,7 @@ impl Host {
             host.sysctl(&format!("ipv4/conf/{interface}/rp_filter"), "1");
         }
         host.ip(&format!(
-            "address add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
+            "link set lo up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
              route add 0.0.0.0/0 dev eth0\nroute add ::/0 dev eth0\n"
         ));
         host
