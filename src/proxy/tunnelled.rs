@@ -22,6 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, sleep_until, timeout_at};
@@ -162,6 +163,8 @@ async fn serve(worker: Rc<Worker>, arrived: Arrived, deadline: tokio::time::Inst
     let Arrived { stream, from } = arrived;
     let local = stream.local_addr().map_or(from.peer.socket_addr(), canonical);
     let step = Cell::new(Step::Credentials);
+    // The handshake owns the socket; who has to make room, or is too late, is reset by this one.
+    let spare = SockRef::from(&stream).try_clone().ok();
     let result = {
         // Boxed, and gone before the tunnel lives.
         let mut work = Box::pin(handshake(&worker, stream, &from.settings, &step));
@@ -176,6 +179,14 @@ async fn serve(worker: Rc<Worker>, arrived: Arrived, deadline: tokio::time::Inst
         }
     };
     drop(slot);
+    let given_up = [CloseReason::HandshakeShed, CloseReason::HandshakeTimeout];
+    if matches!(&result, Err(failure) if given_up.contains(&failure.reason))
+        && let Some(spare) = &spare
+    {
+        // Where it fails the end is a FIN, which nobody takes for a handshake either.
+        let _ = spare.set_linger(Some(Duration::ZERO));
+    }
+    drop(spare);
     match result {
         Ok((generation, proven, arrival)) => {
             let settings = Rc::clone(&from.settings);
