@@ -158,7 +158,7 @@ impl Daemon {
             metrics: Arc::clone(&self.metrics),
             machine: self.machine,
             mesh: mesh_requests,
-            identity: rotation.as_ref().map(|rotation| Arc::clone(&rotation.refresh)),
+            identity: rotation.clone(),
             status,
         };
         tokio::task::spawn_local(reloader.run(requests));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 use crate::admin::api::{Rejection, ReloadReport, ReloadResult, Reloading, SourceStatus, rfc3339};
@@ -16,6 +16,7 @@ use crate::config::auto::Machine;
 use crate::config::reload::diff;
 use crate::config::{Problems, Settings, Sources};
 use crate::files::{self, Bounds, ContentHash, Effort, FileSet, Pace, WatchMode};
+use crate::identity::{self, Rotation};
 use crate::lifecycle::Phase;
 use crate::mesh::ReloadOutcome;
 use crate::proxy::worker::Shared;
@@ -51,8 +52,8 @@ pub(super) struct Reloader {
     pub(super) metrics: Arc<Metrics>,
     pub(super) machine: Machine,
     pub(super) mesh: mpsc::Sender<oneshot::Sender<ReloadOutcome>>,
-    /// Asks for fresh credentials.
-    pub(super) identity: Option<Arc<Notify>>,
+    /// Is asked for fresh credentials, and told whom to accept.
+    pub(super) identity: Option<Rotation>,
     pub(super) status: watch::Sender<ReloadStatus>,
 }
 
@@ -90,7 +91,7 @@ impl Reloader {
 
     async fn reload_all(&mut self) -> ReloadReport {
         if let Some(identity) = &self.identity {
-            identity.notify_one();
+            identity.refresh.notify_one();
         }
         let config = self.reload_settings(Asked::Explicitly).await;
         let mesh = self.reload_mesh().await;
@@ -128,6 +129,10 @@ impl Reloader {
     fn apply(&mut self, wanted: &Settings, asked: Asked) -> Reloading {
         let running = Arc::clone(&self.settings.borrow());
         let plan = diff(&running, wanted);
+        let accepted = match identity::plan::plan(&plan.applied) {
+            Ok(plan) => plan.map(|plan| plan.accepted),
+            Err(problems) => return self.reject(words(&problems)),
+        };
         let hash = hash_of(&plan.applied);
         for refused in &plan.refused {
             tracing::warn!(
@@ -143,6 +148,9 @@ impl Reloader {
             tracing::info!(changed = plan.changed.join(" "), "new settings");
         }
         self.follow(&running, &plan.applied, asked);
+        if let (Some(identity), Some(accepted)) = (&self.identity, accepted) {
+            identity.accept(accepted);
+        }
         self.settings.send_replace(Arc::new(plan.applied));
         self.status.send_modify(|status| status.refused_keys = refused_keys);
         if result == ReloadResult::Applied {

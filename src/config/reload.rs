@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::render::{self, Shown};
 use super::schema::Reload;
-use super::settings::{Log, Settings};
+use super::settings::{Identity, Log, Settings};
 
 /// The outcome of comparing what runs with what is wanted.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,10 @@ pub fn diff(running: &Settings, wanted: &Settings) -> ReloadPlan {
     let applied = Settings {
         egress: wanted.egress,
         socks5_allow_local: wanted.socks5_allow_local,
+        identity: Identity {
+            trust_domain_aliases: wanted.identity.trust_domain_aliases.clone(),
+            ..running.identity.clone()
+        },
         inbound: wanted.inbound.clone(),
         tunnel: wanted.tunnel.clone(),
         connect: wanted.connect.clone(),

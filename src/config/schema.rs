@@ -66,7 +66,7 @@ fn identity(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("identity.files.key", Restart, &kind::PATH, &mut s.identity.files.key);
     v.leaf("identity.files.roots", Restart, &kind::PATHS, &mut s.identity.files.roots);
     v.leaf("identity.files.crls", Restart, &kind::PATHS, &mut s.identity.files.crls);
-    v.leaf("identity.trustDomainAliases", Restart, &kind::NAMES, &mut s.identity.trust_domain_aliases);
+    v.leaf("identity.trustDomainAliases", Live, &kind::NAMES, &mut s.identity.trust_domain_aliases);
     v.leaf("identity.rootGrace", Restart, &kind::DURATION, &mut s.identity.root_grace);
 }
 

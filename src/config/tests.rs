@@ -513,6 +513,7 @@ fn addresses_workers_mode_and_capture_need_a_restart_and_times_and_limits_do_not
     let plan = |key, value: &str| reload::diff(&defaults(), &Given::nothing().set(key, value).load());
     for (key, value) in changed_values() {
         let restart = ["listen.", "workload.", "admin.", "identity."].iter().any(|section| key.starts_with(section))
+            && key != "identity.trustDomainAliases"
             || ["workers", "capture", "packetMark", "preserveSource", "network", "node"].contains(&key)
             || ["socks5AllowRemote", "mesh.files", "log.format"].contains(&key);
         assert_eq!(plan(key, value).refused.len(), usize::from(restart), "{key}");

@@ -17,7 +17,7 @@ const SILENT_PORT: u16 = 9999;
 
 /// Every key that applies live, with a value that is not the default and that would hurt an open connection, if anything
 /// would.
-const LIVE: [(&str, &str); 40] = [
+const LIVE: [(&str, &str); 41] = [
     ("egress", "registryOnly"),
     ("socks5AllowLocal", "true"),
     ("connect.timeout", "10ms"),
@@ -39,6 +39,7 @@ const LIVE: [(&str, &str); 40] = [
     ("limits.socks5", "1"),
     ("limits.hbone", "1"),
     ("limits.handshakes", "1"),
+    ("identity.trustDomainAliases", "[other.example]"),
     ("inbound.plaintext", "deny"),
     ("inbound.plaintextPorts", "[1]"),
     ("tunnel.connectTimeout", "1ms"),
@@ -61,7 +62,7 @@ const LIVE: [(&str, &str); 40] = [
 ];
 
 /// Every other key, with a value that is not the running one.
-const RESTART: [(&str, &str); 23] = [
+const RESTART: [(&str, &str); 22] = [
     ("workload.name", "other"),
     ("workload.namespace", "other"),
     ("workload.serviceAccount", "other"),
@@ -83,7 +84,6 @@ const RESTART: [(&str, &str); 23] = [
     ("socks5AllowRemote", "true"),
     ("admin.allowRemote", "true"),
     ("identity.source", "dev"),
-    ("identity.trustDomainAliases", "[other.example]"),
     ("identity.rootGrace", "2h"),
 ];
 /// Of these there is no other valid value, or the log that the test reads would change its form, or they are sections of

@@ -64,6 +64,32 @@ fn a_revoked_client_is_cut() {
     });
 }
 
+/// An alias that is taken away: the tunnels of its workloads are cut, and no others.
+#[test]
+fn a_trust_domain_that_is_no_longer_accepted_is_cut() {
+    isolated(|| {
+        let ground = Ground::new();
+        let (pki, root) = (&ground.pki, &ground.root);
+        let friendly = pki.leaf_for(root, "friendly", "spiffe://friend.example/ns/test/sa/friendly");
+        let aliases = ("source: files,", "source: files, trustDomainAliases: [friend.example],");
+        let siege = Siege::edited(ground, "", |settings| settings.replace(aliases.0, aliases.1));
+        siege.applications();
+        let friend = siege.friend();
+        let mut peer = Peer::connect(siege.camp(), siege.door(), &friendly);
+        let stream = peer.open(&siege.authority(ECHO));
+        peer.ping_pong(stream, b"accepted");
+        let file = siege.adit.folder().join("adit.yaml");
+        let (text, beside) = (fs::read_to_string(&file).expect("our own file"), file.with_extension("new"));
+        fs::write(&beside, text.replace(aliases.1, aliases.0)).expect("our own folder");
+        fs::rename(&beside, &file).expect("the same folder");
+        peer.last_words().expect("an end");
+        assert_cut_in_time(&siege.adit, "untrusted");
+        assert!(Peer::handshaken(siege.camp(), siege.door(), &friendly).map_or(true, |mut it| it.last_words().is_ok()));
+        friend.well("a trust domain that went");
+        siege.finish();
+    });
+}
+
 /// A near adit in host `adit`, which captures, and a far one in host `server`.
 struct Two {
     ground: Ground,
