@@ -193,6 +193,10 @@ fn envoy_comes_back_after_adit_was_killed() {
         kill_process(world.far.adit().pid(), Signal::KILL).expect("a running daemon");
         relay::ended(&mut client);
         relay::ended(&mut server);
+        // Its connections end before its listeners do.
+        if let Side::Adit(killed) = &mut world.far {
+            killed.wait(LIMIT);
+        }
         drop(door);
         let mesh = crate::world::mesh(&world.lab.client, &world.lab.adit);
         let leaf = world.pki.leaf_for(&world.root, "again", &crate::pki::spiffe("far"));
