@@ -1,4 +1,4 @@
-//! Settings that change while connections are open: none of them is touched (demand E10), whatever the key; the next
+//! Settings that change while connections are open: none of them is touched, whatever the key; the next
 //! connection sees the new value; what needs a restart is refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! Fifty thousand connections that end in every way there is, and nothing is left of them (demand A8).
+//! Fifty thousand connections that end in every way there is, and nothing is left of them.
 //!
 //! Half of them run with `relay.zeroCopy: auto` and half with `off`; of each half, one in ten is aborted in the middle of
 //! a bulk transfer, which goes by `splice` in the first half and by copying in the second. In the first half, pipes must
