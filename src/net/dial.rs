@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::net::address::{UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, OwnSocket, OwnSockets, Way};
 use crate::net::sockopt;
+use crate::telemetry::CloseReason;
 
 /// What every upstream socket gets.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,26 @@ pub enum DialError {
         #[source]
         error: io::Error,
     },
+}
+
+impl DialError {
+    /// The word for it.
+    #[must_use]
+    pub fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Source { .. } => CloseReason::SourceUnavailable,
+            Self::Socket(_) => CloseReason::ConnectError,
+            Self::Connect { error, .. } => match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::CONNREFUSED) => CloseReason::ConnectRefused,
+                Some(Errno::TIMEDOUT) => CloseReason::ConnectTimeout,
+                Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN | Errno::ACCESS) => {
+                    CloseReason::ConnectUnreachable
+                }
+                Some(Errno::CONNRESET) => CloseReason::ConnectReset,
+                _ => CloseReason::ConnectError,
+            },
+        }
+    }
 }
 
 /// An established upstream connection.

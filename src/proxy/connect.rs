@@ -14,7 +14,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout_at};
@@ -230,22 +229,10 @@ async fn unless_gone<T>(
 }
 
 fn classify(error: DialError) -> ConnectError {
-    let (reason, detail) = match error {
-        DialError::Source { error, .. } => (CloseReason::SourceUnavailable, error),
-        DialError::Socket(error) => (CloseReason::ConnectError, error),
-        DialError::Connect { error, .. } => {
-            let reason = match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::CONNREFUSED) => CloseReason::ConnectRefused,
-                Some(Errno::TIMEDOUT) => CloseReason::ConnectTimeout,
-                Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN | Errno::ACCESS) => {
-                    CloseReason::ConnectUnreachable
-                }
-                Some(Errno::CONNRESET) => CloseReason::ConnectReset,
-                _ => CloseReason::ConnectError,
-            };
-            (reason, error)
-        }
-    };
+    let reason = error.close_reason();
+    let (DialError::Source { error: detail, .. }
+    | DialError::Socket(detail)
+    | DialError::Connect { error: detail, .. }) = error;
     ConnectError { reason, detail: Some(detail) }
 }
 
@@ -278,6 +265,7 @@ fn backoff(mean: Duration, attempt: u32, random: f64) -> Duration {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rustix::io::Errno;
 
     proptest! {
         #[test]

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
-use rustix::io::Errno;
 
 use crate::hbone::io::{Cause, HandshakeError};
 use crate::net::dial::DialError;
@@ -109,24 +108,18 @@ impl OpenError {
     }
 }
 
+/// On the way to a tunnel a silent port has a meaning of its own.
 fn dial_reason(error: &DialError) -> CloseReason {
-    match error {
-        DialError::Source { .. } => CloseReason::SourceUnavailable,
-        DialError::Socket(_) => CloseReason::ConnectError,
-        DialError::Connect { error, .. } => match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::CONNREFUSED) => CloseReason::ConnectRefused,
-            Some(Errno::TIMEDOUT) => CloseReason::TunnelConnectTimeout,
-            Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN | Errno::ACCESS) => {
-                CloseReason::ConnectUnreachable
-            }
-            Some(Errno::CONNRESET) => CloseReason::ConnectReset,
-            _ => CloseReason::ConnectError,
-        },
+    match error.close_reason() {
+        CloseReason::ConnectTimeout => CloseReason::TunnelConnectTimeout,
+        reason => reason,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
     use crate::hbone::io::Phase;
     use crate::net::address::UpstreamAddr;
