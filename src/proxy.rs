@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The doors differ only in how they learn where a connection is going: [`outbound`] and [`inbound`] ask the kernel,
-//! [`socks5`] asks the client, [`tunnelled`] reads the request of each stream in a tunnel. A connection registers before it reads the snapshot, so that no change of state can fall
-//! between. The set-up is boxed and gone before the relay starts: what lives as long as the connection is small.
+//! [`socks5`] asks the client, [`tunnelled`] reads the request of each stream in a tunnel. A connection registers before
+//! it reads the snapshot, so that no change of state can fall between. The set-up is boxed and gone before the relay starts: what lives as long as the connection is small.
 
 pub mod accept;
 pub mod account;
