@@ -203,7 +203,7 @@ fn percentiles_and_medians() {
 /// Where a relay says nothing more once the server has ended, as Envoy's tunnels do, servers end last.
 #[test]
 fn a_server_that_must_end_last_does() {
-    let mut load = Load::bind(ANY, one_sided, BOOKS).unwrap();
+    let mut load = Load::bind(ANY, forgetful, BOOKS).unwrap();
     assert!(load.verify().is_err());
     for server in [one_sided, |server| server] {
         let mut load = Load::bind(ANY, server, BOOKS).unwrap();
@@ -224,6 +224,15 @@ fn a_server_that_must_end_last_does() {
 
 /// Ends both halves when the server has ended its own.
 fn one_sided(server: SocketAddrV4) -> SocketAddrV4 {
+    ends_with_the_server(server, u64::MAX)
+}
+
+/// As [`one_sided`], and never has carried all that the client sent by then, however slow the server is.
+fn forgetful(server: SocketAddrV4) -> SocketAddrV4 {
+    ends_with_the_server(server, 1024 * 1024)
+}
+
+fn ends_with_the_server(server: SocketAddrV4, most_up: u64) -> SocketAddrV4 {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::V4(ANY).into()).unwrap();
     socket.listen(64).unwrap();
@@ -232,8 +241,12 @@ fn one_sided(server: SocketAddrV4) -> SocketAddrV4 {
     thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
             let Ok(upstream) = TcpStream::connect(server) else { return };
-            let (from, to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
-            thread::spawn(move || copy(from, to, HONEST));
+            let (from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            if most_up == u64::MAX {
+                thread::spawn(move || copy(from, to, HONEST));
+            } else {
+                thread::spawn(move || std::io::copy(&mut from.take(most_up), &mut to));
+            }
             thread::spawn(move || {
                 copy(upstream.try_clone().unwrap(), client.try_clone().unwrap(), HONEST);
                 // Either may be over already.
