@@ -33,6 +33,7 @@ const CHECKS: &[Check] = &[
     Check { keys: &["limits.inbound", "limits.connections"], rule: |s| within(s, s.limits.inbound) },
     Check { keys: &["limits.socks5", "limits.connections"], rule: |s| within(s, s.limits.socks5) },
     Check { keys: &["limits.hbone", "limits.connections"], rule: |s| within(s, s.limits.hbone) },
+    Check { keys: &["balance.ejectMax", "balance.ejectTime"], rule: eject_times },
     Check { keys: &["tunnel.connectionWindow", "tunnel.streamWindow"], rule: windows },
     Check { keys: &["tunnel.bufferedBytes", "tunnel.connectionWindow"], rule: buffered },
 ];
@@ -75,6 +76,18 @@ fn connect_times(settings: &Settings) -> Option<(String, String, String)> {
             format!("a timeout of {}", humantime::format_duration(connect.timeout)),
             format!("at most connect.deadline, which is {}", humantime::format_duration(connect.deadline)),
             "the deadline is over all attempts: raise connect.deadline or lower connect.timeout".to_owned(),
+        )
+    })
+}
+
+fn eject_times(settings: &Settings) -> Option<(String, String, String)> {
+    let balance = settings.balance;
+    (balance.eject_max < balance.eject_time).then(|| {
+        (
+            format!("an ejectMax of {}", humantime::format_duration(balance.eject_max)),
+            format!("at least balance.ejectTime, which is {}", humantime::format_duration(balance.eject_time)),
+            "the time doubles from ejectTime up to ejectMax: raise balance.ejectMax or lower balance.ejectTime"
+                .to_owned(),
         )
     })
 }

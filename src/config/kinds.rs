@@ -6,10 +6,12 @@
 
 mod address;
 mod duration;
+mod mesh;
 mod size;
 
 pub(super) use address::{ADMIN_DOOR, DOOR};
 pub(super) use duration::{DURATION, DURATION_OR_OFF, KEEPALIVE, POSITIVE, POSITIVE_OR_OFF, USER_TIMEOUT};
+pub(super) use mesh::{BURST, EJECT_AFTER, LIMIT32_OR_OFF, ON_ENDPOINT_REMOVED, ON_MISSING, RANGES, RATE_OR_OFF};
 pub(super) use size::{BYTES, WINDOW, written};
 
 use std::num::{NonZeroU32, NonZeroUsize};

@@ -38,7 +38,10 @@ pub fn diff(running: &Settings, wanted: &Settings) -> ReloadPlan {
             trust_domain_aliases: wanted.identity.trust_domain_aliases.clone(),
             ..running.identity.clone()
         },
+        policy: wanted.policy,
         inbound: wanted.inbound.clone(),
+        balance: wanted.balance,
+        on_endpoint_removed: wanted.on_endpoint_removed,
         tunnel: wanted.tunnel.clone(),
         connect: wanted.connect.clone(),
         relay: wanted.relay.clone(),

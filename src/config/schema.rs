@@ -24,6 +24,7 @@ pub(super) trait Visit {
 pub(super) fn visit(settings: &mut Settings, visitor: &mut impl Visit) {
     daemon(settings, visitor);
     identity(settings, visitor);
+    policy(settings, visitor);
     doors(settings, visitor);
     tunnels(settings, visitor);
     traffic(settings, visitor);
@@ -70,6 +71,14 @@ fn identity(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("identity.rootGrace", Restart, &kind::DURATION, &mut s.identity.root_grace);
 }
 
+fn policy(s: &mut Settings, v: &mut impl Visit) {
+    v.leaf("policy.onMissing", Live, &kind::ON_MISSING, &mut s.policy.on_missing);
+    v.leaf("balance.ejectAfter", Live, &kind::EJECT_AFTER, &mut s.balance.eject_after);
+    v.leaf("balance.ejectTime", Live, &kind::POSITIVE, &mut s.balance.eject_time);
+    v.leaf("balance.ejectMax", Live, &kind::POSITIVE, &mut s.balance.eject_max);
+    v.leaf("onEndpointRemoved", Live, &kind::ON_ENDPOINT_REMOVED, &mut s.on_endpoint_removed);
+}
+
 fn doors(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("listen.outbound", Restart, &kind::DOOR, &mut s.listen.outbound);
     v.leaf("listen.inbound", Restart, &kind::DOOR, &mut s.listen.inbound);
@@ -85,6 +94,8 @@ fn doors(s: &mut Settings, v: &mut impl Visit) {
 fn tunnels(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("inbound.plaintext", Live, &kind::PLAINTEXT, &mut s.inbound.plaintext);
     v.leaf("inbound.plaintextPorts", Live, &kind::PORTS, &mut s.inbound.plaintext_ports);
+    v.leaf("inbound.proxyProtocolFrom", Live, &kind::RANGES, &mut s.inbound.proxy_protocol_from);
+    v.leaf("inbound.proxyProtocolTimeout", Live, &kind::POSITIVE, &mut s.inbound.proxy_protocol_timeout);
     v.leaf("tunnel.connectTimeout", Live, &kind::POSITIVE, &mut s.tunnel.connect_timeout);
     v.leaf("tunnel.handshakeTimeout", Live, &kind::POSITIVE, &mut s.tunnel.handshake_timeout);
     v.leaf("tunnel.responseTimeout", Live, &kind::POSITIVE, &mut s.tunnel.response_timeout);
@@ -119,6 +130,10 @@ fn traffic(s: &mut Settings, v: &mut impl Visit) {
     v.leaf("limits.socks5", Live, &kind::LIMIT_OR_OFF, &mut s.limits.socks5);
     v.leaf("limits.hbone", Live, &kind::LIMIT_OR_OFF, &mut s.limits.hbone);
     v.leaf("limits.handshakes", Live, &kind::HANDSHAKES, &mut s.limits.handshakes);
+    v.leaf("limits.perEndpoint", Live, &kind::LIMIT32_OR_OFF, &mut s.limits.per_endpoint);
+    v.leaf("limits.perService", Live, &kind::LIMIT32_OR_OFF, &mut s.limits.per_service);
+    v.leaf("limits.sourceRate", Live, &kind::RATE_OR_OFF, &mut s.limits.source_rate);
+    v.leaf("limits.sourceBurst", Live, &kind::BURST, &mut s.limits.source_burst);
 }
 
 fn surfaces(s: &mut Settings, v: &mut impl Visit) {

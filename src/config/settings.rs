@@ -3,7 +3,9 @@
 //!
 //! Invariants: limits are non-zero, durations are what the operator wrote, "off" is `None`, addresses are as written.
 
+mod balance;
 mod identity;
+mod policy;
 mod tunnel;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +14,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use balance::{Balance, OnEndpointRemoved};
 pub use identity::{DevIdentity, Identity, IdentityFiles, IdentitySource};
+pub use policy::{OnMissing, Policy};
 pub use tunnel::{Inbound, Plaintext, Tunnel};
 
 /// Everything an operator can set. `Settings::default()` is what an empty file means.
@@ -37,8 +41,11 @@ pub struct Settings {
     pub socks5_allow_local: bool,
     pub mesh: Mesh,
     pub identity: Identity,
+    pub policy: Policy,
     pub inbound: Inbound,
     pub tunnel: Tunnel,
+    pub balance: Balance,
+    pub on_endpoint_removed: OnEndpointRemoved,
     pub connect: Connect,
     pub relay: Relay,
     pub keepalive: Keepalive,
@@ -163,6 +170,13 @@ pub struct Limits {
     pub hbone: Option<NonZeroUsize>,
     /// TLS handshakes of peers that connect, at the same time.
     pub handshakes: NonZeroUsize,
+    /// Connections to one endpoint, and to all endpoints of one service together; a service can say otherwise.
+    pub per_endpoint: Option<NonZeroU32>,
+    pub per_service: Option<NonZeroU32>,
+    /// New connections a second of one source workload; `None`: as many as come.
+    pub source_rate: Option<NonZeroU32>,
+    /// How many of them may come at once.
+    pub source_burst: NonZeroU32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,8 +290,11 @@ impl Default for Settings {
             socks5_allow_local: false,
             mesh: Mesh::default(),
             identity: Identity::default(),
+            policy: Policy::default(),
             inbound: Inbound::default(),
             tunnel: Tunnel::default(),
+            balance: Balance::default(),
+            on_endpoint_removed: OnEndpointRemoved::default(),
             connect: Connect::default(),
             relay: Relay::default(),
             keepalive: Keepalive::default(),
@@ -358,6 +375,10 @@ impl Default for Limits {
             socks5: None,
             hbone: None,
             handshakes: const { NonZeroUsize::new(256).expect("not zero") },
+            per_endpoint: None,
+            per_service: None,
+            source_rate: None,
+            source_burst: non_zero(100),
         }
     }
 }

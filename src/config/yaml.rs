@@ -21,7 +21,7 @@ mod node;
 mod suggest;
 
 pub use cursor::{Cursor, Fields};
-pub use leaf::{Checked, Mismatch, boolean, choice, integer, parsed, text};
+pub use leaf::{Checked, Mismatch, boolean, choice, integer, parsed, range, text};
 pub use lines::{Place, locate};
 pub use node::Node;
 pub use suggest::did_you_mean;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::mesh::service::{Service, ServiceKey, Visibility};
+use crate::mesh::service::{MaxConnections, Service, ServiceKey, Visibility};
 use crate::mesh::spec::ServiceSpec;
 use crate::mesh::workload::{Health, Locality, NetworkMode, Protocol, Workload};
 
@@ -57,6 +57,8 @@ pub(super) fn service(namespace: &str, hostname: &str) -> Service {
         ip_families: None,
         canonical: false,
         visibility: Visibility::Public,
+        proxy_protocol: None,
+        max_connections: MaxConnections::default(),
         labels: Arc::default(),
     }
 }

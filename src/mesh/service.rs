@@ -1,6 +1,7 @@
 //! A service: a name and virtual addresses in front of endpoints. Immutable, shared by `Arc`.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use imbl::Vector;
@@ -33,6 +34,10 @@ pub struct Service {
     pub ip_families: Option<IpFamilies>,
     pub canonical: bool,
     pub visibility: Visibility,
+    /// The header that its endpoints expect before all else; not in ztunnel's format.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Not in ztunnel's format either.
+    pub max_connections: MaxConnections,
     /// Computed when the service enters the state.
     pub labels: Arc<ServiceLabels>,
 }
@@ -101,6 +106,22 @@ pub enum IpFamilies {
     Dual,
     Ipv4,
     Ipv6,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    V1,
+    V2,
+}
+
+/// Limits of this service; where it says nothing, the settings do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MaxConnections {
+    /// To one endpoint, whichever service it was reached by.
+    pub per_endpoint: Option<NonZeroU32>,
+    /// To all its endpoints together.
+    pub per_service: Option<NonZeroU32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

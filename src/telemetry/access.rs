@@ -53,6 +53,8 @@ pub struct AccessRecord {
     pub last_activity: Option<Duration>,
     /// In order. A single attempt that succeeded may be left out: it is not written.
     pub attempts: Vec<Attempt>,
+    /// Of a denial: the policy's key, or nothing where no policy allowed it, and what was decided.
+    pub policy: Option<Arc<str>>,
     pub close: CloseReason,
     /// More about `close`, for example the system's error.
     pub detail: Option<Box<str>>,
@@ -91,6 +93,7 @@ impl AccessRecord {
             first_byte: None,
             last_activity: None,
             attempts: Vec::new(),
+            policy: None,
             close,
             detail: None,
         }
@@ -170,6 +173,10 @@ impl AccessRecord {
         }
         if let Some(last_activity) = self.last_activity {
             line.text("last_activity", &milliseconds(last_activity));
+        }
+        if matches!(self.close, CloseReason::PolicyDenied | CloseReason::PolicyChanged) {
+            known(line, "policy", self.policy.as_deref().unwrap_or_default());
+            line.text("decision", "deny");
         }
         line.text("close_reason", self.close.as_str());
         line.text("close_side", self.close.side().as_str());

@@ -30,6 +30,7 @@ impl Side {
 pub enum Phase {
     Accept,
     Resolve,
+    Authorize,
     Connect,
     Relay,
     Drain,
@@ -41,6 +42,7 @@ impl Phase {
         match self {
             Self::Accept => "accept",
             Self::Resolve => "resolve",
+            Self::Authorize => "authorize",
             Self::Connect => "connect",
             Self::Relay => "relay",
             Self::Drain => "drain",
@@ -159,6 +161,26 @@ close_reasons! {
     NoHealthyUpstream = "no_healthy_upstream", Proxy, Resolve, Connect, "no healthy upstream";
     /// The target needs a tunnel, which is never replaced by carrying it in the clear.
     TunnelUnsupported = "tunnel_unsupported", Proxy, Resolve, Connect, "no valid routing destination for workload: needs a tunnel";
+    /// The waypoint that the target names is not in the state, or has no endpoint that could be used.
+    WaypointUnavailable = "waypoint_unavailable", Proxy, Resolve, Connect, "unknown waypoint";
+    /// The target is in another network and has no gateway there, or one that is not available.
+    GatewayUnavailable = "gateway_unavailable", Proxy, Resolve, Connect, "no valid routing destination for workload: unknown network gateway";
+    /// A workload that is known by a host name only, which has no address.
+    HostnameUnresolved = "hostname_unresolved", Proxy, Resolve, Connect, "no ip addresses were resolved for workload";
+    /// `limits.sourceRate`.
+    RateLimited = "rate_limited", Proxy, Accept, Connect, "connection failed: too many new connections of this source";
+    /// A source that has to send a PROXY protocol header sent something else.
+    ProxyHeaderInvalid = "proxy_header_invalid", Downstream, Accept, Connect, "connection failed: no valid PROXY protocol header";
+    ProxyHeaderTimeout = "proxy_header_timeout", Downstream, Accept, Connect, "connection failed: no complete PROXY protocol header in time";
+    /// A policy says no, or policies say yes and none of them to this.
+    PolicyDenied = "policy_denied", Proxy, Authorize, Deny, "connection closed due to policy rejection";
+    /// A policy or a workload was changed, and what is in force now says no.
+    PolicyChanged = "policy_changed", Proxy, Relay, Deny, "connection closed due to policy change";
+    /// `onEndpointRemoved`.
+    EndpointRemoved = "endpoint_removed", Proxy, Relay, None, "the endpoint has left the state";
+    /// Each endpoint that could be used has `maxConnections.perEndpoint`, or `limits.perEndpoint`, already.
+    EndpointLimit = "endpoint_limit", Proxy, Connect, Connect, "connection failed: too many connections to each endpoint";
+    ServiceLimit = "service_limit", Proxy, Connect, Connect, "connection failed: too many connections to the service";
     ConnectRefused = "connect_refused", Upstream, Connect, Connect, "connection failed: connection refused";
     ConnectTimeout = "connect_timeout", Upstream, Connect, Connect, "connection failed: timed out";
     ConnectUnreachable = "connect_unreachable", Upstream, Connect, Connect, "connection failed: unreachable";

@@ -17,6 +17,13 @@ const REASONS: usize = CloseReason::ALL.len();
 const DOORS: usize = Door::ALL.len();
 const SCOPES: usize = Scope::ALL.len();
 
+/// Limits that count only once it is known where a connection comes from or goes to.
+const LATER_LIMITS: [(&str, CloseReason); 3] = [
+    ("endpoint", CloseReason::EndpointLimit),
+    ("service", CloseReason::ServiceLimit),
+    ("source_rate", CloseReason::RateLimited),
+];
+
 /// One worker's counters. 128: the prefetcher fetches cache lines in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -168,8 +175,11 @@ impl Workers {
         family::counters(
             encoder,
             "adit_connections_refused",
-            "Connections reset at accept because a limit was reached",
-            Scope::ALL.map(|scope| ([("scope", scope.as_str())], self.refused(scope))),
+            "Connections refused because a limit was reached",
+            Scope::ALL
+                .map(|scope| ([("scope", scope.as_str())], self.refused(scope)))
+                .into_iter()
+                .chain(LATER_LIMITS.map(|(scope, reason)| ([("scope", scope)], self.closed(reason)))),
         )?;
         family::gauges(
             encoder,

@@ -17,7 +17,7 @@ const SILENT_PORT: u16 = 9999;
 
 /// Every key that applies live, with a value that is not the default and that would hurt an open connection, if anything
 /// would.
-const LIVE: [(&str, &str); 41] = [
+const LIVE: [(&str, &str); 52] = [
     ("egress", "registryOnly"),
     ("socks5AllowLocal", "true"),
     ("connect.timeout", "10ms"),
@@ -39,9 +39,20 @@ const LIVE: [(&str, &str); 41] = [
     ("limits.socks5", "1"),
     ("limits.hbone", "1"),
     ("limits.handshakes", "1"),
+    ("limits.perEndpoint", "1"),
+    ("limits.perService", "1"),
+    ("limits.sourceRate", "1"),
+    ("limits.sourceBurst", "1"),
+    ("policy.onMissing", "ignore"),
+    ("balance.ejectAfter", "1"),
+    ("balance.ejectTime", "1s"),
+    ("balance.ejectMax", "10s"),
+    ("onEndpointRemoved", "close"),
     ("identity.trustDomainAliases", "[other.example]"),
     ("inbound.plaintext", "deny"),
     ("inbound.plaintextPorts", "[1]"),
+    ("inbound.proxyProtocolFrom", "[0.0.0.0/0]"),
+    ("inbound.proxyProtocolTimeout", "1ms"),
     ("tunnel.connectTimeout", "1ms"),
     ("tunnel.handshakeTimeout", "1ms"),
     ("tunnel.responseTimeout", "1ms"),

@@ -64,7 +64,7 @@ pub(in crate::config) static USER_TIMEOUT: Kind<Option<Duration>> = Kind {
     show: |value| value.as_ref().map_or_else(off, show_duration),
 };
 
-fn positive(node: &Node, expected: &'static str) -> Checked<Duration> {
+pub(super) fn positive(node: &Node, expected: &'static str) -> Checked<Duration> {
     match duration(node, expected)? {
         Duration::ZERO => Err(Mismatch::new(node, expected)),
         value => Ok(value),
@@ -97,5 +97,10 @@ fn duration(node: &Node, expected: &'static str) -> Checked<Duration> {
 }
 
 fn show_duration(value: &Duration) -> Value {
-    json!(humantime::format_duration(*value).to_string().replace(' ', ""))
+    json!(written(*value))
+}
+
+/// As it can be read again.
+pub(super) fn written(value: Duration) -> String {
+    humantime::format_duration(value).to_string().replace(' ', "")
 }

@@ -31,6 +31,17 @@ fn wrong_words() {
             "[source_worklod]",
             "found \"source_worklod\", expected names of traffic labels\n  hint: did you mean \"source_workload\"?",
         ),
+        (
+            "onEndpointRemoved",
+            "drain",
+            "found \"drain\", expected keep, drain with a duration (drain 30s), or close\n  hint: say for how long: drain 30s",
+        ),
+        (
+            "onEndpointRemoved",
+            "drain 5",
+            "found \"drain 5\", expected keep, drain with a duration (drain 30s), or close\n  hint: a duration needs a unit: write 5s",
+        ),
+        ("inbound.proxyProtocolFrom", "[10.0.0.0/33]", "found \"10.0.0.0/33\", expected a range such as 10.0.0.0/8"),
         ("metrics.labels", "all", "found \"all\", expected default or a list of traffic labels"),
         (
             "log.filter",

@@ -3,6 +3,8 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::non_zero;
 
 /// What may arrive at the inbound door, which knows no identity.
@@ -11,6 +13,10 @@ pub struct Inbound {
     pub plaintext: Plaintext,
     /// Ports of the workload that may be reached outside a tunnel all the same, for example by probes.
     pub plaintext_ports: Vec<u16>,
+    /// Who sends a PROXY protocol header before all else, and must; nobody else's bytes are taken for one.
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// How long the header may take.
+    pub proxy_protocol_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +56,12 @@ pub struct Tunnel {
 
 impl Default for Inbound {
     fn default() -> Self {
-        Self { plaintext: Plaintext::Allow, plaintext_ports: Vec::new() }
+        Self {
+            plaintext: Plaintext::Allow,
+            plaintext_ports: Vec::new(),
+            proxy_protocol_from: Vec::new(),
+            proxy_protocol_timeout: Duration::from_secs(5),
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Single values: from a [`Node`] to a type, or to what was found and what was expected instead. Pure.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{Node, did_you_mean};
 
@@ -68,6 +71,19 @@ pub fn integer<T: TryFrom<u64>>(expected: &'static str) -> impl Fn(&Node) -> Che
 /// Text that `T` can be parsed from, described as `expected` ("an IP address").
 pub fn parsed<T: FromStr>(expected: &'static str) -> impl Fn(&Node) -> Checked<T> + Copy {
     move |node| node.as_text().and_then(|text| text.parse().ok()).ok_or_else(|| Mismatch::new(node, expected))
+}
+
+/// A range of addresses. Host bits are dropped; a range of IPv4 addresses written as IPv6 is a range of IPv4 addresses.
+pub fn range(node: &Node) -> Checked<IpNet> {
+    let parse = |text: &str| {
+        let net = text.parse::<IpNet>().ok()?;
+        let mapped = net.prefix_len().checked_sub(96).and_then(|length| match net.addr().to_canonical() {
+            IpAddr::V4(v4) if net.addr().is_ipv6() => Ipv4Net::new(v4, length).ok(),
+            _ => None,
+        });
+        Some(mapped.map_or(net, IpNet::V4).trunc())
+    };
+    node.as_text().and_then(parse).ok_or_else(|| Mismatch::new(node, "a range such as 10.0.0.0/8"))
 }
 
 /// One of a few words, spelt exactly so.

@@ -2,12 +2,13 @@
 //! the state is made. What has its default is left out.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use serde::ser::{SerializeMap as _, SerializeSeq as _};
 use serde::{Serialize, Serializer};
 
 use super::{leaf, service};
-use crate::mesh::service::{HealthPolicy, LoadBalancer, Service, Visibility};
+use crate::mesh::service::{HealthPolicy, LoadBalancer, MaxConnections, Service, Visibility};
 use crate::mesh::workload::{
     ApplicationProtocol, GatewayAddress, GatewayDestination, Health, Locality, NetworkMode, PortMap, Protocol,
 };
@@ -151,6 +152,10 @@ struct ServiceOut<'a> {
     canonical: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     visibility: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_protocol: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections: Option<MaxConnectionsOut>,
 }
 
 #[derive(Serialize)]
@@ -158,6 +163,15 @@ struct ServiceOut<'a> {
 struct GatewayOut {
     destination: String,
     hbone_mtls_port: u16,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MaxConnectionsOut {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_endpoint: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_service: Option<NonZeroU32>,
 }
 
 #[derive(Serialize)]
@@ -270,7 +284,16 @@ impl<'a> ServiceOut<'a> {
             ip_families: it.ip_families.map(|families| word(&service::FAMILIES, families)),
             canonical: it.canonical,
             visibility: (it.visibility != Visibility::Public).then(|| word(&service::VISIBILITIES, it.visibility)),
+            proxy_protocol: it.proxy_protocol.map(|version| word(&service::PROXY_PROTOCOLS, version)),
+            max_connections: MaxConnectionsOut::new(it.max_connections),
         }
+    }
+}
+
+impl MaxConnectionsOut {
+    fn new(it: MaxConnections) -> Option<Self> {
+        let MaxConnections { per_endpoint, per_service } = it;
+        (it != MaxConnections::default()).then_some(Self { per_endpoint, per_service })
     }
 }
 

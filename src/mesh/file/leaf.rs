@@ -7,8 +7,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
-
 use super::names::Names;
 use crate::config::yaml::{Checked, Cursor, Mismatch, Node, integer, text};
 use crate::mesh::service::ServiceKey;
@@ -72,19 +70,6 @@ pub(super) fn network_ip(names: &Names) -> impl Fn(&Node) -> Checked<(Arc<str>, 
         });
         split.ok_or_else(|| Mismatch::new(node, "network/address, or /address in the default network"))
     }
-}
-
-/// Host bits are dropped; a range of IPv4 addresses written as IPv6 is a range of IPv4 addresses.
-pub(super) fn cidr(node: &Node) -> Checked<IpNet> {
-    let parse = |text: &str| {
-        let net = text.parse::<IpNet>().ok()?;
-        let mapped = net.prefix_len().checked_sub(96).and_then(|length| match net.addr().to_canonical() {
-            IpAddr::V4(v4) if net.addr().is_ipv6() => Ipv4Net::new(v4, length).ok(),
-            _ => None,
-        });
-        Some(mapped.map_or(net, IpNet::V4).trunc())
-    };
-    node.as_text().and_then(parse).ok_or_else(|| Mismatch::new(node, "a range such as 10.0.0.0/8"))
 }
 
 pub(super) fn service_key(names: &Names) -> impl Fn(&Node) -> Checked<ServiceKey> + Copy {

@@ -1,21 +1,23 @@
 //! One entry of `services`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::leaf;
 use super::names::Names;
-use crate::config::yaml::{Cursor, Fields, boolean, choice, integer};
+use crate::config::yaml::{Checked, Cursor, Fields, Mismatch, Node, boolean, choice, integer, range};
 use crate::mesh::service::{
-    HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, RoutingScope, Service, ServiceKey, Visibility,
+    HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, MaxConnections, ProxyProtocol, RoutingScope, Service,
+    ServiceKey, Visibility,
 };
 use crate::mesh::spec::{ExplicitEndpoint, ServiceSpec};
 use crate::mesh::workload::{GatewayAddress, Health};
 use crate::telemetry::ServiceLabels;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 16] = [
     "name",
     "namespace",
     "hostname",
@@ -30,6 +32,8 @@ const KEYS: [&str; 14] = [
     "ipFamilies",
     "canonical",
     "visibility",
+    "proxyProtocol",
+    "maxConnections",
 ];
 
 pub(super) const SCOPES: [(&str, RoutingScope); 6] = [
@@ -57,6 +61,8 @@ pub(super) const FAMILIES: [(&str, IpFamilies); 3] =
 pub(super) const VISIBILITIES: [(&str, Visibility); 2] =
     [("Public", Visibility::Public), ("Namespace", Visibility::Namespace)];
 
+pub(super) const PROXY_PROTOCOLS: [(&str, ProxyProtocol); 2] = [("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)];
+
 /// `None` when it is not a map. Whatever is wrong with a key is reported and stood in for, so that the rest is read too.
 pub(super) fn read(cursor: &Cursor<'_>, names: &Names) -> Option<ServiceSpec> {
     let fields = cursor.fields(&KEYS)?;
@@ -80,6 +86,8 @@ pub(super) fn read(cursor: &Cursor<'_>, names: &Names) -> Option<ServiceSpec> {
         ip_families: fields.optional("ipFamilies", choice(&FAMILIES)),
         canonical: fields.or("canonical", boolean, false),
         visibility: fields.or("visibility", choice(&VISIBILITIES), Visibility::Public),
+        proxy_protocol: fields.optional("proxyProtocol", choice(&PROXY_PROTOCOLS)),
+        max_connections: fields.get("maxConnections").and_then(|it| max_connections(&it)).unwrap_or_default(),
         labels: Arc::new(ServiceLabels {
             hostname: Arc::clone(&hostname),
             name: Arc::clone(&name),
@@ -125,7 +133,7 @@ fn endpoints(cursor: &Cursor<'_>, names: &Names) -> Option<Vec<ExplicitEndpoint>
 fn cidr_vip(cursor: &Cursor<'_>, names: &Names) -> Option<(Arc<str>, IpNet)> {
     let fields = leaf::present(cursor, "a map")?.fields(&["network", "cidr"])?;
     let network = fields.optional("network", leaf::name(names)).unwrap_or_else(|| names.share(""));
-    Some((network, fields.required("cidr", leaf::cidr)?))
+    Some((network, fields.required("cidr", range)?))
 }
 
 fn weighted(cursor: &Cursor<'_>, names: &Names) -> Option<(GatewayAddress, u32)> {
@@ -133,6 +141,17 @@ fn weighted(cursor: &Cursor<'_>, names: &Names) -> Option<(GatewayAddress, u32)>
     let weight = fields.required("weight", integer("a weight, 0 to 4294967295"));
     let destination = required(&fields, "destination", |cursor| leaf::gateway(cursor, names));
     Some((destination?, weight?))
+}
+
+fn max_connections(cursor: &Cursor<'_>) -> Option<MaxConnections> {
+    let fields = leaf::present(cursor, "a map")?.fields(&["perEndpoint", "perService"])?;
+    let limit = |key| fields.optional(key, at_least_one);
+    Some(MaxConnections { per_endpoint: limit("perEndpoint"), per_service: limit("perService") })
+}
+
+fn at_least_one(node: &Node) -> Checked<NonZeroU32> {
+    const EXPECTED: &str = "a number of connections, at least 1";
+    NonZeroU32::new(integer(EXPECTED)(node)?).ok_or_else(|| Mismatch::new(node, EXPECTED))
 }
 
 fn load_balancer(cursor: &Cursor<'_>) -> Option<LoadBalancer> {

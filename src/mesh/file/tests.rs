@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use proptest::prelude::*;
 
@@ -77,6 +78,8 @@ services:
   ipFamilies: IPv4
   canonical: true
   visibility: Namespace
+  proxyProtocol: v2
+  maxConnections: { perEndpoint: 10, perService: 20 }
 policies: []
 "#;
 
@@ -356,6 +359,11 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                 ip_families: service::FAMILIES.get(kinds.0).map(|(_, families)| *families).filter(|_| kinds.2),
                 canonical: kinds.1,
                 visibility: if kinds.2 { Visibility::Public } else { Visibility::Namespace },
+                proxy_protocol: service::PROXY_PROTOCOLS.get(kinds.0).map(|(_, version)| *version),
+                max_connections: MaxConnections {
+                    per_endpoint: NonZeroU32::new(u32::from(kinds.1)),
+                    per_service: NonZeroU32::new(u32::try_from(kinds.0).unwrap_or_default()),
+                },
                 labels: Arc::default(),
             };
             let endpoint = |(workload_uid, (ports, status))| ExplicitEndpoint { workload_uid, ports, status };
