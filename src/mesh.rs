@@ -15,7 +15,9 @@ mod file;
 mod fixture;
 mod index;
 mod key;
+pub mod live;
 mod load;
+pub mod plan;
 pub mod service;
 mod slot;
 mod snapshot;
@@ -32,6 +34,8 @@ use crate::files::{Bounds, Effort, FileSet, Scan};
 
 pub use builder::{Change, SnapshotBuilder};
 pub use file::Document;
+pub use live::Live;
+pub use plan::Plan;
 pub use service::{Endpoint, Service, ServiceKey, ServiceState, Visibility};
 pub use snapshot::Snapshot;
 pub use source::{FileSource, Initial};

@@ -147,7 +147,7 @@ impl SnapshotBuilder {
         if !changed && defined.is_some_and(|state| Arc::ptr_eq(&state.service, &spec.service)) {
             return;
         }
-        let state = ServiceState { service: Arc::clone(&spec.service), endpoints: after };
+        let state = ServiceState::new(Arc::clone(&spec.service), after, defined.map(AsRef::as_ref));
         self.tables.staged.remove(key);
         self.tables.services.insert(key.clone(), Arc::new(state));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::mesh::Live;
 use crate::mesh::service::{MaxConnections, Service, ServiceKey, Visibility};
 use crate::mesh::spec::ServiceSpec;
 use crate::mesh::workload::{Health, Locality, NetworkMode, Protocol, Workload};
@@ -39,6 +40,7 @@ pub(super) fn workload(uid: &str) -> Workload {
         canonical_name: "".into(),
         canonical_revision: "".into(),
         labels: Arc::default(),
+        live: Live::default(),
         identity: Arc::default(),
     }
 }

@@ -232,11 +232,13 @@ fn unreadable(error: &FileError) -> Problem {
     }
 }
 
-/// What is already in the state stays the same memory.
+/// What is already in the state stays the same memory; a new version of it keeps what is known from using it.
 fn adopt(mut contents: FileContents, snapshot: &Snapshot) -> FileContents {
     for (_, workload) in &mut contents.workloads {
-        if let Some(known) = snapshot.workload_by_uid(&workload.uid).filter(|known| *known == workload) {
-            *workload = Arc::clone(known);
+        match snapshot.workload_by_uid(&workload.uid) {
+            Some(known) if known == workload => *workload = Arc::clone(known),
+            Some(known) => Arc::make_mut(workload).live = known.live.clone(),
+            None => {}
         }
     }
     for (_, spec) in &mut contents.services {

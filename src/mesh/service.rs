@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use imbl::Vector;
 use ipnet::IpNet;
 
 use crate::mesh::workload::{GatewayAddress, Health, PortMap, Workload};
+use crate::mesh::{Live, Plan};
 use crate::telemetry::ServiceLabels;
 
 /// `namespace/hostname`.
@@ -48,9 +49,30 @@ pub struct ServiceState {
     pub service: Arc<Service>,
     /// Sorted by workload uid; persistent, so a change to one endpoint shares the rest.
     pub endpoints: Vector<Arc<Endpoint>>,
+    /// Connections to all endpoints together; the same for every version of the service.
+    pub live: Live,
+    plan: OnceLock<Arc<Plan>>,
 }
 
 impl ServiceState {
+    /// The next version of what was `before`. Who has been drawn from will be again, so its plan is made here and now;
+    /// for all others when they are needed.
+    #[must_use]
+    pub fn new(service: Arc<Service>, endpoints: Vector<Arc<Endpoint>>, before: Option<&Self>) -> Self {
+        let live = before.map(|before| before.live.clone()).unwrap_or_default();
+        let state = Self { service, endpoints, live, plan: OnceLock::new() };
+        if before.is_some_and(|before| before.plan.get().is_some()) {
+            let _made = state.plan();
+        }
+        state
+    }
+
+    /// Who may be chosen.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        self.plan.get_or_init(|| Arc::new(Plan::new(self)))
+    }
+
     /// The endpoint that is the workload of that uid.
     #[must_use]
     pub fn endpoint(&self, uid: &str) -> Option<&Arc<Endpoint>> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::identity::SpiffeId;
-use crate::mesh::ServiceKey;
+use crate::mesh::{Live, ServiceKey};
 use crate::telemetry::PeerLabels;
 
 /// Service port -> target port. A target of 0 is a named port that each endpoint maps itself.
@@ -44,6 +44,8 @@ pub struct Workload {
     pub canonical_revision: Arc<str>,
     /// Computed when the workload enters the state.
     pub labels: Arc<PeerLabels>,
+    /// The same for every version of the workload.
+    pub live: Live,
     /// Its one identity, as the peer of a tunnel; none if its names do not make one. Computed likewise.
     pub identity: Arc<[SpiffeId]>,
 }

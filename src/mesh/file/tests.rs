@@ -9,7 +9,7 @@ use crate::mesh::fixture;
 use crate::mesh::service::*;
 use crate::mesh::spec::ExplicitEndpoint;
 use crate::mesh::workload::*;
-use crate::mesh::{Change, Snapshot, SnapshotBuilder};
+use crate::mesh::{Change, Live, Snapshot, SnapshotBuilder};
 
 fn parsed(text: &str) -> FileContents {
     match parse(Path::new("mesh.yaml"), text.as_bytes(), &Names::default()) {
@@ -327,6 +327,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         canonical_name: more.1,
         canonical_revision: more.5,
         labels: Arc::default(),
+        live: Live::default(),
         identity: Arc::default(),
     })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::leaf;
 use super::names::Names;
 use crate::config::yaml::{Cursor, Fields, boolean, choice, integer};
+use crate::mesh::Live;
 use crate::mesh::workload::{
     ApplicationProtocol, ApplicationTunnel, Health, Locality, NetworkMode, Protocol, Workload,
 };
@@ -100,6 +101,7 @@ pub(super) fn read(cursor: &Cursor<'_>, names: &Names) -> Option<Workload> {
             canonical_name: text("canonicalName"),
             canonical_revision: text("canonicalRevision"),
             labels: Arc::default(),
+            live: Live::default(),
             identity: Arc::default(),
         },
     ))

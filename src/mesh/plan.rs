@@ -1,0 +1,331 @@
+//! Which endpoints of a service may be chosen, in groups by locality, ready to be drawn from in constant time.
+//!
+//! In: a service and its endpoints. Out: for each port the candidates, and the groups that a source looks at in turn:
+//! those nearest to it first. What does not depend on the source or on the moment is decided here, once per version of
+//! the service: who serves the port, has an address and weight, and is healthy as the service's policy wants it. Whether
+//! a candidate works at the moment, and is not in use too much, is asked when one is drawn.
+//!
+//! Groups are kept as a tree by the values of the service's routing preferences: the path that a source's own values lead
+//! along ends at the group that matches it in all of them, and each step back is the next best group. Where the first
+//! preference is the network, a match of it counts more than all others together, and a mismatch does not end the
+//! comparison; so there is a second tree without it. Nothing here can fail.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::mesh::service::{HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, RoutingScope};
+use crate::mesh::{Endpoint, Health, Service, ServiceState, Workload};
+
+/// At most so many groups are looked at: six scopes with the network, five without it, and all.
+const MOST_TIERS: usize = 12;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Plan {
+    ports: BTreeMap<u16, Arc<Candidates>>,
+    /// For ports that the service does not define: workloads that take any port for a tunnel of their own.
+    any_port: Arc<Candidates>,
+}
+
+/// The endpoints that serve one port.
+#[derive(Debug, Default)]
+pub struct Candidates {
+    members: Box<[Arc<Endpoint>]>,
+    all: Group,
+    locality: Locality,
+}
+
+#[derive(Debug, Default)]
+enum Locality {
+    /// Everywhere is alike.
+    #[default]
+    Nowhere,
+    /// Nearest first, and in the end all.
+    Failover(Trees),
+    /// Only where everything matches.
+    Strict(Trees),
+}
+
+#[derive(Debug)]
+struct Trees {
+    first: Tree,
+    /// Without the network, where that is the first preference.
+    second: Option<Tree>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    scopes: Box<[RoutingScope]>,
+    root: Node,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    group: Group,
+    next: HashMap<Arc<str>, Node>,
+}
+
+/// Candidates that are equally near; indexes into the members.
+#[derive(Debug, Default)]
+pub struct Group {
+    members: Box<[u32]>,
+    /// Nothing where all weigh the same.
+    alias: Option<Box<[Alias]>>,
+}
+
+/// One column of the alias method: this member below the threshold, the other above it.
+#[derive(Debug, Clone, Copy)]
+struct Alias {
+    /// Of 2^32.
+    threshold: u32,
+    other: u32,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn new(state: &ServiceState) -> Self {
+        let service = &*state.service;
+        let usable = || state.endpoints.iter().filter(|endpoint| is_usable(service, endpoint));
+        let mut ports: BTreeMap<u16, Arc<Candidates>> = BTreeMap::new();
+        for port in service.ports.keys() {
+            let serving: Vec<_> =
+                usable().filter(|it| target_port(service, it, *port).is_some()).map(Arc::clone).collect();
+            let alike = ports.values().find(|known| {
+                let same = |(a, b): (&Arc<Endpoint>, &Arc<Endpoint>)| Arc::ptr_eq(a, b);
+                known.members.len() == serving.len() && known.members.iter().zip(&serving).all(same)
+            });
+            let candidates =
+                alike.map_or_else(|| Arc::new(Candidates::new(serving, service.load_balancer.as_ref())), Arc::clone);
+            ports.insert(*port, candidates);
+        }
+        let takes_any =
+            |it: &&Arc<Endpoint>| it.workload.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
+        let any: Vec<_> = usable().filter(takes_any).map(Arc::clone).collect();
+        Self { ports, any_port: Arc::new(Candidates::new(any, service.load_balancer.as_ref())) }
+    }
+
+    /// The candidates for a port of the service; nothing where it has no such port.
+    #[must_use]
+    pub fn port(&self, port: u16) -> Option<&Arc<Candidates>> {
+        self.ports.get(&port)
+    }
+
+    /// As [`Plan::port`] for a waypoint, whose workloads may take ports that their service does not define.
+    #[must_use]
+    pub fn waypoint_port(&self, port: u16) -> &Arc<Candidates> {
+        self.ports.get(&port).unwrap_or(&self.any_port)
+    }
+}
+
+impl Candidates {
+    fn new(members: Vec<Arc<Endpoint>>, balancer: Option<&LoadBalancer>) -> Self {
+        let everyone: Vec<u32> = (0..u32::try_from(members.len()).unwrap_or(u32::MAX)).collect();
+        let locality = match balancer {
+            Some(LoadBalancer { mode, routing_preferences, .. }) if !routing_preferences.is_empty() => match mode {
+                LoadBalancerMode::Failover => Locality::Failover(Trees::new(routing_preferences, &everyone, &members)),
+                LoadBalancerMode::Strict => Locality::Strict(Trees::new(routing_preferences, &everyone, &members)),
+                LoadBalancerMode::Standard | LoadBalancerMode::Passthrough => Locality::Nowhere,
+            },
+            _ => Locality::Nowhere,
+        };
+        Self { all: Group::new(everyone, &members), members: members.into(), locality }
+    }
+
+    #[must_use]
+    pub fn members(&self) -> &[Arc<Endpoint>] {
+        &self.members
+    }
+
+    /// The groups that `source` looks at, the best first; each may hold members of those before it. A source that the state
+    /// does not know is nowhere: near to nothing, so a strict service has nothing for it.
+    pub fn tiers(&self, source: Option<&Workload>) -> impl Iterator<Item = &Group> {
+        let mut tiers = [None; MOST_TIERS];
+        let mut count = 0;
+        let mut add = |group| {
+            if let Some(tier) = tiers.get_mut(count) {
+                *tier = Some(group);
+                count += 1;
+            }
+        };
+        match (&self.locality, source) {
+            (Locality::Nowhere, _) | (Locality::Failover(_), None) => add(&self.all),
+            (Locality::Strict(_), None) => {}
+            (Locality::Strict(trees), Some(source)) => {
+                let path = trees.first.path(source);
+                if path.len == trees.first.scopes.len() {
+                    path.nearest_first().take(1).for_each(add);
+                }
+            }
+            (Locality::Failover(trees), Some(source)) => {
+                trees.first.path(source).nearest_first().for_each(&mut add);
+                if let Some(second) = &trees.second {
+                    second.path(source).nearest_first().for_each(&mut add);
+                }
+                add(&self.all);
+            }
+        }
+        tiers.into_iter().flatten()
+    }
+}
+
+impl Trees {
+    fn new(preferences: &[RoutingScope], everyone: &[u32], members: &[Arc<Endpoint>]) -> Self {
+        let tree = |scopes: &[RoutingScope]| Tree { scopes: scopes.into(), root: Node::new(scopes, everyone, members) };
+        let second = match preferences {
+            [RoutingScope::Network, rest @ ..] if !rest.is_empty() => Some(tree(rest)),
+            _ => None,
+        };
+        Self { first: tree(preferences), second }
+    }
+}
+
+/// Nodes from the first match on.
+struct Path<'a> {
+    nodes: [Option<&'a Node>; 6],
+    len: usize,
+}
+
+impl<'a> Path<'a> {
+    fn nearest_first(&self) -> impl Iterator<Item = &'a Group> + use<'a, '_> {
+        self.nodes.iter().rev().flatten().map(|node| &node.group)
+    }
+}
+
+impl Tree {
+    fn path(&self, source: &Workload) -> Path<'_> {
+        let mut path = Path { nodes: [None; 6], len: 0 };
+        let mut node = &self.root;
+        for (slot, scope) in path.nodes.iter_mut().zip(&self.scopes) {
+            let Some(next) = node.next.get(value(source, *scope)) else { break };
+            node = next;
+            *slot = Some(node);
+            path.len += 1;
+        }
+        path
+    }
+}
+
+impl Node {
+    fn new(scopes: &[RoutingScope], everyone: &[u32], members: &[Arc<Endpoint>]) -> Self {
+        let Some((scope, rest)) = scopes.split_first() else { return Self::default() };
+        let mut parts: HashMap<Arc<str>, Vec<u32>> = HashMap::new();
+        for index in everyone {
+            if let Some(member) = members.get(*index as usize) {
+                parts.entry(Arc::clone(value(&member.workload, *scope))).or_default().push(*index);
+            }
+        }
+        let next = parts.into_iter().map(|(value, part)| {
+            let node = Self::new(rest, &part, members);
+            (value, Self { group: Group::new(part, members), ..node })
+        });
+        Self { group: Group::default(), next: next.collect() }
+    }
+}
+
+fn value(workload: &Workload, scope: RoutingScope) -> &Arc<str> {
+    match scope {
+        RoutingScope::Region => &workload.locality.region,
+        RoutingScope::Zone => &workload.locality.zone,
+        RoutingScope::Subzone => &workload.locality.subzone,
+        RoutingScope::Node => &workload.node,
+        RoutingScope::Cluster => &workload.cluster_id,
+        RoutingScope::Network => &workload.network,
+    }
+}
+
+impl Group {
+    fn new(members: Vec<u32>, of: &[Arc<Endpoint>]) -> Self {
+        let weight = |index: &u32| of.get(*index as usize).map_or(0, |member| u64::from(member.workload.capacity));
+        let weights: Vec<u64> = members.iter().map(weight).collect();
+        let alike = weights.windows(2).all(|pair| pair.first() == pair.last());
+        Self { alias: (!alike).then(|| aliases(&weights)), members: members.into() }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// One of the group, each with a probability by its weight: an index into the members of the candidates.
+    #[must_use]
+    pub fn draw(&self, random: &mut fastrand::Rng) -> Option<usize> {
+        let column = random.usize(0..self.members.len().max(1));
+        let chosen = match self.alias.as_ref().and_then(|alias| alias.get(column)) {
+            Some(Alias { threshold, other }) if random.u32(..) >= *threshold => *other as usize,
+            _ => column,
+        };
+        self.at(chosen)
+    }
+
+    /// The member at a place of the group, which wraps around.
+    #[must_use]
+    pub fn at(&self, place: usize) -> Option<usize> {
+        let place = place.checked_rem(self.members.len())?;
+        self.members.get(place).map(|index| *index as usize)
+    }
+}
+
+/// Vose's alias method: each column is filled up to the mean by one that has more.
+fn aliases(weights: &[u64]) -> Box<[Alias]> {
+    let count = weights.len();
+    let total: f64 = weights.iter().map(|weight| *weight as f64).sum();
+    let mut shares: Vec<f64> = weights.iter().map(|weight| *weight as f64 * count as f64 / total).collect();
+    let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..count).partition(|at| shares.get(*at) < Some(&1.0));
+    let mut columns: Vec<Alias> =
+        (0..count).map(|at| Alias { threshold: u32::MAX, other: u32::try_from(at).unwrap_or_default() }).collect();
+    while let (Some(less), Some(more)) = (small.pop(), large.last().copied()) {
+        let share = shares.get(less).copied().unwrap_or(1.0);
+        if let Some(column) = columns.get_mut(less) {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a share is in 0..1, and a cast saturates"
+            )]
+            let threshold = (share * f64::from(u32::MAX)) as u32;
+            *column = Alias { threshold, other: u32::try_from(more).unwrap_or_default() };
+        }
+        if let Some(left) = shares.get_mut(more) {
+            *left -= 1.0 - share;
+            if *left < 1.0 {
+                large.pop();
+                small.push(more);
+            }
+        }
+    }
+    columns.into()
+}
+
+/// Whether an endpoint may take traffic at all, as far as its service and its own definition say.
+fn is_usable(service: &Service, endpoint: &Endpoint) -> bool {
+    let allow_all = matches!(&service.load_balancer, Some(lb) if lb.health_policy == HealthPolicy::AllowAll);
+    let healthy = match endpoint.status {
+        Health::Healthy => true,
+        Health::Unhealthy => allow_all,
+        // Neither healthy nor unhealthy: it finishes what it has.
+        Health::Terminating => false,
+    };
+    let Workload { ips, hostname, network_gateway, capacity, .. } = &*endpoint.workload;
+    let allowed = |ip: &std::net::IpAddr| match service.ip_families {
+        None | Some(IpFamilies::Dual) => true,
+        Some(IpFamilies::Ipv4) => ip.is_ipv4(),
+        Some(IpFamilies::Ipv6) => ip.is_ipv6(),
+    };
+    healthy && *capacity > 0 && (ips.iter().any(allowed) || !hostname.is_empty() || network_gateway.is_some())
+}
+
+/// Where an endpoint serves `port` of the service: its own word, else the service's, else the port itself where its
+/// application tunnel takes any.
+#[must_use]
+pub fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
+    let mapped = endpoint.ports.get(&port).or_else(|| service.ports.get(&port)).copied().filter(|port| *port > 0);
+    let tunnelled = || endpoint.workload.application_tunnel.and_then(|tunnel| tunnel.port).map(|_own| port);
+    mapped.or_else(tunnelled)
+}
+
+#[cfg(test)]
+mod tests;
