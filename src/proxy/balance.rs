@@ -3,6 +3,9 @@
 //! Weighted by `capacity` among the endpoints that may take traffic; an endpoint that was tried is not chosen again
 //! while another is untried. One pass over the endpoints, nothing allocated.
 
+pub mod draw;
+pub mod eject;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

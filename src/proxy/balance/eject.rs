@@ -1,0 +1,104 @@
+//! Passive health: what tries have shown of an endpoint, and when it is left alone for a while.
+//!
+//! So many failures in a row eject it, for a time that grows until it works again; one that is on trial goes at its first
+//! failure. Never more than half of a port's candidates are out at the same time, since then the fault is more likely
+//! ours, or the network's, than theirs. Nothing here can fail.
+
+use std::time::Duration;
+
+use crate::config::settings::Balance;
+use crate::mesh::Live;
+use crate::mesh::live::Standing;
+use crate::mesh::plan::Candidates;
+
+/// Notes that connecting failed, or that a tunnel was lost. Returns for how long the endpoint is ejected, if it is now.
+/// `jitter`: 0 to 1.
+pub fn failed(candidates: &Candidates, live: &Live, settings: Balance, now_ms: u64, jitter: f64) -> Option<Duration> {
+    let failures = live.failed();
+    let on_trial = live.standing(now_ms) != Standing::Fine;
+    let enough = on_trial || settings.eject_after.is_some_and(|enough| failures >= enough.get());
+    if settings.eject_after.is_none() || !enough || !may_eject(candidates, live, now_ms) {
+        return None;
+    }
+    Some(live.eject(now_ms, settings.eject_time, settings.eject_max, jitter))
+}
+
+/// Whether half of the candidates stay if this one goes. Looks at all of them, which happens once per ejection.
+fn may_eject(candidates: &Candidates, live: &Live, now_ms: u64) -> bool {
+    let members = candidates.members();
+    let is_out = |other: &Live| !other.is(live) && other.standing(now_ms) != Standing::Fine;
+    let others_out = members.iter().filter(|member| is_out(&member.workload.live)).count();
+    others_out < members.len() / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::mesh::snapshot_of;
+
+    fn candidates(count: usize) -> Arc<Candidates> {
+        let mut text = String::from(
+            "services: [{ name: s, namespace: n, hostname: s, vips: [], ports: { 80: 80 } }]\nworkloads:\n",
+        );
+        for at in 0..count {
+            text.push_str(&format!(
+                "- {{ uid: w{at:03}, namespace: n, workloadIps: [10.0.0.{at}], services: {{ n/s: {{}} }} }}\n"
+            ));
+        }
+        let snapshot = snapshot_of("mesh.yaml", &text).expect("a mesh");
+        let state = snapshot.service_by_key("n", "s").expect("the service");
+        Arc::clone(state.plan().port(80).expect("the port"))
+    }
+
+    fn live(candidates: &Candidates, at: usize) -> &Live {
+        &candidates.members()[at].workload.live
+    }
+
+    fn out(candidates: &Candidates) -> usize {
+        candidates.members().iter().filter(|member| member.workload.live.standing(0) == Standing::Ejected).count()
+    }
+
+    #[test]
+    fn so_many_failures_in_a_row_eject() {
+        let candidates = candidates(4);
+        let settings = Balance { eject_after: NonZeroU32::new(3), ..Balance::default() };
+        let live = live(&candidates, 0);
+        assert_eq!(
+            (failed(&candidates, live, settings, 0, 0.0), failed(&candidates, live, settings, 0, 0.0)),
+            (None, None)
+        );
+        live.succeeded(0, Duration::ZERO);
+        let times: Vec<_> = (0..3).map(|_| failed(&candidates, live, settings, 0, 0.0)).collect();
+        assert_eq!(times, [None, None, Some(Duration::from_secs(10))], "a success between them begins anew");
+        let later = 10_000;
+        assert!(live.try_out(later, Duration::from_secs(5)));
+        assert_eq!(
+            failed(&candidates, live, settings, later, 0.0),
+            Some(Duration::from_secs(20)),
+            "on trial one is enough"
+        );
+    }
+
+    #[test]
+    fn half_of_them_stay() {
+        for (count, want) in [(1, 0), (2, 1), (3, 1), (4, 2), (9, 4), (10, 5)] {
+            let candidates = candidates(count);
+            for _ in 0..5 {
+                for at in 0..count {
+                    let _time = failed(&candidates, live(&candidates, at), Balance::default(), 0, 0.0);
+                }
+            }
+            assert_eq!(out(&candidates), want, "of {count}");
+        }
+    }
+
+    #[test]
+    fn off_is_off() {
+        let candidates = candidates(2);
+        let settings = Balance { eject_after: None, ..Balance::default() };
+        assert!((0..100).all(|_| failed(&candidates, live(&candidates, 0), settings, 0, 0.0).is_none()));
+    }
+}
