@@ -25,6 +25,7 @@ pub mod proxy_header;
 pub mod registry;
 pub mod relay;
 pub mod resolve;
+pub mod review;
 pub mod socks5;
 pub mod sweep;
 pub mod tunnelled;

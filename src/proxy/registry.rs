@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::config::Settings;
+use crate::mesh::Workload;
+use crate::mesh::live::InUse;
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::telemetry::traffic::{SecurityPolicy, TrafficSeries};
 use crate::telemetry::{CloseReason, Door, PeerLabels, ServiceLabels};
@@ -76,6 +78,14 @@ pub struct Facts {
     pub hbone_addr: Option<Arc<str>>,
 }
 
+/// The endpoint that a connection uses; counted as in use until dropped.
+#[derive(Debug)]
+pub struct Using {
+    pub workload: Arc<Workload>,
+    /// Of the workload and, if it was reached by one, of the service.
+    pub counted: (InUse, Option<InUse>),
+}
+
 /// What the sweep asks a connection to do at its next poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -108,6 +118,9 @@ pub struct Entry {
     /// Orders that were ever given.
     given: Cell<u8>,
     stalled: Cell<bool>,
+    using: OnceCell<Using>,
+    /// Since when the endpoint is not in the state any more.
+    orphaned: Cell<Option<Instant>>,
     killed: Cell<Option<CloseReason>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -132,6 +145,8 @@ impl Entry {
             orders: Cell::new(0),
             given: Cell::new(0),
             stalled: Cell::new(false),
+            using: OnceCell::new(),
+            orphaned: Cell::new(None),
             killed: Cell::new(None),
             waker: RefCell::new(None),
         }
@@ -186,6 +201,32 @@ impl Entry {
     #[must_use]
     pub fn traffic(&self) -> Option<&TrafficSeries> {
         self.traffic.get().map(AsRef::as_ref)
+    }
+
+    /// Notes the endpoint that was reached; the first one stays.
+    pub fn set_using(&self, using: Using) {
+        let _ = self.using.set(using);
+    }
+
+    /// The workload that was reached, as it was then.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&Arc<Workload>> {
+        self.using.get().map(|using| &using.workload)
+    }
+
+    /// Whether the endpoint is still in the state, as a look at it has shown.
+    pub fn set_orphaned(&self, orphaned: bool) {
+        match (orphaned, self.orphaned.get()) {
+            (true, None) => self.orphaned.set(Some(Instant::now())),
+            (false, Some(_)) => self.orphaned.set(None),
+            _ => {}
+        }
+    }
+
+    /// For how long the endpoint has been gone from the state.
+    #[must_use]
+    pub fn orphaned_for(&self, now: Instant) -> Option<Duration> {
+        self.orphaned.get().map(|since| now.saturating_duration_since(since))
     }
 
     /// When the first byte went downstream, measured from the accept.
@@ -343,6 +384,16 @@ impl Registry {
         for (_, entry) in self.entries.borrow().iter() {
             visit(entry);
         }
+    }
+
+    /// At most `most` live connections from place `from` on, and the place to go on at; nothing when that was all. Whoever
+    /// comes later may be left out.
+    #[must_use]
+    pub fn some(&self, from: usize, most: usize) -> (Vec<Rc<Entry>>, Option<usize>) {
+        let entries = self.entries.borrow();
+        let until = entries.capacity().min(from.saturating_add(most));
+        let some = (from..until).filter_map(|place| entries.get(place)).map(Rc::clone).collect();
+        (some, (until < entries.capacity()).then_some(until))
     }
 
     /// Gives back memory that a past crowd left behind.

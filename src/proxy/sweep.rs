@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::settings::Settings;
+use crate::config::settings::{OnEndpointRemoved, Settings};
 use crate::proxy::account;
 use crate::proxy::registry::{Direction, Entry, Order, State};
 use crate::telemetry::CloseReason;
@@ -50,6 +50,16 @@ fn expired(entry: &Entry, settings: &Settings, now: Instant) -> Option<CloseReas
     }
     if matches!(entry.state(), State::Established | State::HalfClosed(_)) && over(settings.relay.idle_timeout, idle) {
         return Some(CloseReason::IdleTimeout);
+    }
+    let removed = match settings.on_endpoint_removed {
+        OnEndpointRemoved::Keep => None,
+        OnEndpointRemoved::Drain(time) => Some(time),
+        OnEndpointRemoved::Close => Some(Duration::ZERO),
+    };
+    if let (Some(time), Some(orphaned)) = (removed, entry.orphaned_for(now))
+        && orphaned >= time
+    {
+        return Some(CloseReason::EndpointRemoved);
     }
     let age = now.saturating_duration_since(entry.accepted);
     // Up to a tenth later, by id, so that connections made together do not all end together.
@@ -100,6 +110,24 @@ mod tests {
         settings.relay.max_age = Some(Duration::from_secs(10));
         assert_eq!(expired(&entry(State::Established), &settings, after(9.0)), None);
         assert_eq!(expired(&entry(State::Established), &settings, after(11.1)), Some(CloseReason::MaxAge));
+    }
+
+    #[test]
+    fn a_connection_whose_endpoint_is_gone() {
+        let mut settings = Settings::default();
+        let entry = entry(State::Established);
+        let mut at = |removed, seconds| {
+            settings.on_endpoint_removed = removed;
+            expired(&entry, &settings, after(seconds))
+        };
+        let drain = OnEndpointRemoved::Drain(Duration::from_secs(5));
+        assert_eq!(at(OnEndpointRemoved::Close, 1000.0), None, "it is there");
+        entry.set_orphaned(true);
+        assert_eq!(at(OnEndpointRemoved::Keep, 1000.0), None);
+        assert_eq!((at(drain, 4.9), at(drain, 5.1)), (None, Some(CloseReason::EndpointRemoved)));
+        assert_eq!(at(OnEndpointRemoved::Close, 0.1), Some(CloseReason::EndpointRemoved));
+        entry.set_orphaned(false);
+        assert_eq!(at(OnEndpointRemoved::Close, 1000.0), None, "it has come back");
     }
 
     #[test]

@@ -139,6 +139,10 @@ pub struct Worker {
     /// Which doors accept; told through `doors_changed`.
     closed_doors: Cell<u8>,
     doors_changed: Notify,
+    /// For the review.
+    new_state: Notify,
+    /// For connections that wait for something to appear in the state.
+    any_state: Notify,
 }
 
 impl Worker {
@@ -164,6 +168,8 @@ impl Worker {
             random: RefCell::new(fastrand::Rng::new()),
             closed_doors: Cell::new(0),
             doors_changed: Notify::new(),
+            new_state: Notify::new(),
+            any_state: Notify::new(),
             shared,
         })
     }
@@ -178,6 +184,29 @@ impl Worker {
     #[must_use]
     pub fn snapshot(&self) -> Ref<'_, Snapshot> {
         Ref::map(self.snapshot.borrow(), AsRef::as_ref)
+    }
+
+    /// Takes a new state for all connections from here on.
+    pub fn follow(&self, snapshot: Arc<Snapshot>) {
+        *self.snapshot.borrow_mut() = snapshot;
+        self.new_state.notify_one();
+        self.any_state.notify_waiters();
+    }
+
+    /// Returns when there is a state that has not been reviewed.
+    pub async fn state_changed(&self) {
+        self.new_state.notified().await;
+    }
+
+    /// What `find` finds in the state, now or in one that comes before `until`.
+    pub async fn wait_for<T>(&self, until: tokio::time::Instant, find: impl Fn(&Snapshot) -> Option<T>) -> Option<T> {
+        loop {
+            let changed = self.any_state.notified();
+            if let Some(found) = find(&self.snapshot()) {
+                return Some(found);
+            }
+            tokio::time::timeout_at(until, changed).await.ok()?;
+        }
     }
 
     /// Who we are to the peers of tunnels.

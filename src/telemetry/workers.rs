@@ -37,6 +37,8 @@ pub struct WorkerCounters {
     refused: [AtomicU64; SCOPES],
     accept_backoffs: AtomicU64,
     lines_suppressed: AtomicU64,
+    /// As last counted.
+    orphans: AtomicU64,
     pub tunnels: TunnelCounters,
 }
 
@@ -51,6 +53,7 @@ impl Default for WorkerCounters {
             refused: [const { AtomicU64::new(0) }; SCOPES],
             accept_backoffs: AtomicU64::new(0),
             lines_suppressed: AtomicU64::new(0),
+            orphans: AtomicU64::new(0),
             tunnels: TunnelCounters::default(),
         }
     }
@@ -86,6 +89,11 @@ impl WorkerCounters {
     /// `accept` found no descriptor or memory and waits a moment.
     pub fn accept_backoff(&self) {
         self.accept_backoffs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections whose endpoint is not in the state any more; told by the sweep.
+    pub fn publish_orphans(&self, connections: u64) {
+        self.orphans.store(connections, Ordering::Relaxed);
     }
 
     /// Early failures that were not logged one by one.
@@ -180,6 +188,12 @@ impl Workers {
                 .map(|scope| ([("scope", scope.as_str())], self.refused(scope)))
                 .into_iter()
                 .chain(LATER_LIMITS.map(|(scope, reason)| ([("scope", scope)], self.closed(reason)))),
+        )?;
+        family::gauge(
+            encoder,
+            "adit_connections_to_removed_endpoints",
+            "Connections whose endpoint has left the state",
+            self.sum(|worker| &worker.orphans),
         )?;
         family::gauges(
             encoder,

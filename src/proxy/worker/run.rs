@@ -14,6 +14,7 @@ use crate::identity::TlsGeneration;
 use crate::lifecycle::Phase;
 use crate::mesh::Protocol;
 use crate::proxy::registry::{Direction, Entry, State};
+use crate::proxy::review::review;
 use crate::proxy::sweep::{IDLE_TICK, TICK, sweep};
 use crate::proxy::worker::{Accepted, Command, Shared, Worker};
 use crate::proxy::{accept, carry, tunnelled};
@@ -84,6 +85,7 @@ async fn main_loop(
             worker.shared.accepting[door as usize].fetch_sub(1, Ordering::Relaxed);
         });
     }
+    let _review = Alone(tokio::task::spawn_local(review(Rc::clone(worker))));
     let _handshakes = Alone(tokio::task::spawn_local(tunnelled::begin_handshakes(Rc::clone(worker))));
     let (mut judging, mut judged): (Option<Alone>, Option<Arc<TlsGeneration>>) = (None, None);
     let mut credentials = worker.shared.tls.clone();
@@ -122,7 +124,7 @@ async fn main_loop(
             }
             Ok(()) = changed(&mut snapshot) => {
                 let new = Arc::clone(&snapshot.borrow_and_update());
-                *worker.snapshot.borrow_mut() = new;
+                worker.follow(new);
                 follow_workloads(worker);
             }
             Some(Some(generation)) = published(&mut credentials) => {
@@ -244,7 +246,12 @@ fn execute(worker: &Rc<Worker>, command: Command) {
 /// One turn of the sweep.
 fn turn(worker: &Worker, next_rotation: &mut Instant) {
     let now = Instant::now();
-    worker.registry.for_each(|entry| sweep(entry, now));
+    let mut orphans = 0;
+    worker.registry.for_each(|entry| {
+        sweep(entry, now);
+        orphans += u64::from(entry.orphaned_for(now).is_some());
+    });
+    worker.counters.publish_orphans(orphans);
     tunnelled::look_after(worker, now, SystemTime::now());
     if let Some(pool) = &worker.tunnel_pool {
         pool.sweep(now, &worker.settings().tunnel);
