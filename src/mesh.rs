@@ -3,11 +3,12 @@
 //! ```text
 //! source: files --scan--> load: parse each changed file (file) -> compare -> builder -> Snapshot -> watch channel
 //! DATA: Snapshot::workload, service, service_by_host, local_workload       (index, slot, key: borrowed look-ups)
+//! DATA: Snapshot::policies_for -> PolicyView                               (policies, policy)
 //! ```
 //!
 //! A source yields raw resources; they become a [`Snapshot`] as a whole and only if valid; a watch channel publishes it;
 //! the data path reads it once per connection. What is wrong is refused with every problem named, and the last good
-//! snapshot stays. Deliberately absent: policies, and choosing an endpoint.
+//! snapshot stays. Deliberately absent: choosing an endpoint, and the verdict, which is the data path's.
 
 mod builder;
 mod file;
@@ -18,6 +19,8 @@ mod key;
 pub mod live;
 mod load;
 pub mod plan;
+mod policies;
+pub mod policy;
 pub mod service;
 mod slot;
 mod snapshot;
@@ -36,6 +39,7 @@ pub use builder::{Change, SnapshotBuilder};
 pub use file::Document;
 pub use live::Live;
 pub use plan::Plan;
+pub use policy::{Policy, PolicyKey, PolicyView};
 pub use service::{Endpoint, Service, ServiceKey, ServiceState, Visibility};
 pub use snapshot::Snapshot;
 pub use source::{FileSource, Initial};

@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod account;
+pub mod authorize;
 pub mod baggage;
 pub mod balance;
 pub mod connect;

@@ -99,6 +99,12 @@ impl SpiffeId {
         self.uri.get(SCHEME.len() + self.trust_domain.0.len() + 1..).unwrap_or_default()
     }
 
+    /// Without `spiffe://`: what policies call a principal.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        self.uri.get(SCHEME.len()..).unwrap_or_default()
+    }
+
     /// Namespace and service account, if the path has exactly Istio's form.
     #[must_use]
     pub fn istio(&self) -> Option<IstioName<'_>> {
@@ -238,7 +244,8 @@ mod tests {
             let text = format!("{prefix}{text}");
             if let Ok(id) = text.parse::<SpiffeId>() {
                 prop_assert_eq!(id.as_str(), &text);
-                prop_assert_eq!(format!("spiffe://{}/{}", id.trust_domain(), id.path()), text);
+                prop_assert_eq!(format!("spiffe://{}/{}", id.trust_domain(), id.path()), text.clone());
+                prop_assert_eq!(format!("spiffe://{}", id.principal()), text);
             }
         }
 

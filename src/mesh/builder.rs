@@ -1,4 +1,5 @@
-//! Makes the next snapshot from the last one: workloads and services come and go one by one, endpoints follow.
+//! Makes the next snapshot from the last one: workloads, services and policies come and go one by one; endpoints and sets
+//! of policies follow.
 //!
 //! Invariant: what comes out depends on what the state contains, not on the edits that led there; each endpoint is
 //! recomputed from the tables and never carried along. Cost: each edit costs the paths it touches; a service whose
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use imbl::Vector;
 
 use crate::mesh::index::Index;
+use crate::mesh::policies::{Policies, Touched};
 use crate::mesh::snapshot::{Snapshot, Tables};
 use crate::mesh::spec::ServiceSpec;
-use crate::mesh::{Endpoint, ServiceKey, ServiceState, Workload};
+use crate::mesh::{Endpoint, Policy, PolicyKey, ServiceKey, ServiceState, Workload};
 
 /// Merging beats single insertions once at least one endpoint in this many changes.
 const MERGE_RATIO: usize = 16;
@@ -25,6 +27,8 @@ pub enum Change {
     RemoveWorkload(Arc<str>),
     PutService(Arc<ServiceSpec>),
     RemoveService(ServiceKey),
+    PutPolicy(Arc<Policy>),
+    RemovePolicy(PolicyKey),
 }
 
 #[derive(Debug)]
@@ -33,8 +37,10 @@ pub struct SnapshotBuilder {
     source_hash: Arc<str>,
     tables: Tables,
     index: Index,
+    policies: Policies,
     /// Service -> uids whose endpoint in it must be computed again.
     touched: BTreeMap<ServiceKey, BTreeSet<Arc<str>>>,
+    touched_policies: Touched,
 }
 
 impl SnapshotBuilder {
@@ -46,7 +52,9 @@ impl SnapshotBuilder {
             source_hash: Arc::clone(&base.source_hash),
             tables: base.tables.clone(),
             index: base.index.clone(),
+            policies: base.policies.clone(),
             touched: BTreeMap::new(),
+            touched_policies: Touched::default(),
         }
     }
 
@@ -56,6 +64,8 @@ impl SnapshotBuilder {
             Change::RemoveWorkload(uid) => self.remove_workload(&uid),
             Change::PutService(spec) => self.put_service(spec),
             Change::RemoveService(key) => self.remove_service(&key),
+            Change::PutPolicy(policy) => self.policies.put(policy, &mut self.touched_policies),
+            Change::RemovePolicy(key) => self.policies.remove(key.as_str(), &mut self.touched_policies),
         }
     }
 
@@ -69,13 +79,15 @@ impl SnapshotBuilder {
         for (key, uids) in std::mem::take(&mut self.touched) {
             self.refresh(&key, &uids);
         }
-        let Self { generation, source_hash, tables, index, .. } = self;
-        Snapshot { generation, source_hash, tables, index }
+        self.policies.refresh(std::mem::take(&mut self.touched_policies));
+        let Self { generation, source_hash, tables, index, policies, .. } = self;
+        Snapshot { generation, source_hash, tables, index, policies }
     }
 
     fn put_workload(&mut self, workload: Arc<Workload>) {
         self.remove_workload(&Arc::clone(&workload.uid));
         self.index.put_workload(&workload);
+        self.policies.put_workload(&workload, &mut self.touched_policies);
         self.touch_endpoints_of(&workload);
         self.tables.workloads.insert(Arc::clone(&workload.uid), workload);
     }
@@ -83,6 +95,7 @@ impl SnapshotBuilder {
     fn remove_workload(&mut self, uid: &Arc<str>) {
         if let Some(old) = self.tables.workloads.remove(uid) {
             self.index.remove_workload(&old);
+            self.policies.remove_workload(&old, &mut self.touched_policies);
             self.touch_endpoints_of(&old);
         }
     }

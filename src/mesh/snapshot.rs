@@ -14,6 +14,8 @@ use imbl::{HashMap, OrdSet, Vector};
 use crate::config::settings::LocalWorkload;
 use crate::mesh::index::Index;
 use crate::mesh::key::NameRef;
+use crate::mesh::policies::Policies;
+use crate::mesh::policy::{Policy, PolicyKey, PolicyView};
 use crate::mesh::spec::ServiceSpec;
 use crate::mesh::{Endpoint, ServiceKey, ServiceState, Workload};
 
@@ -23,6 +25,7 @@ pub struct Snapshot {
     pub(super) source_hash: Arc<str>,
     pub(super) tables: Tables,
     pub(super) index: Index,
+    pub(super) policies: Policies,
 }
 
 /// What is known, by its own key.
@@ -117,6 +120,34 @@ impl Snapshot {
     #[must_use]
     pub fn service_count(&self) -> usize {
         self.tables.services.len()
+    }
+
+    /// The policies that concern the workload: of all, of its namespace, and those that it lists. Never stale, even if the
+    /// workload itself has left the state.
+    #[must_use]
+    pub fn policies_for(&self, workload: &Workload) -> PolicyView {
+        self.policies.view(workload)
+    }
+
+    #[must_use]
+    pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
+    #[must_use]
+    pub fn policy_count(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// In no order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.iter()
+    }
+
+    /// (uid, key) of policies that workloads list and nobody has defined. In no order.
+    pub fn missing_policies(&self) -> impl Iterator<Item = (&Arc<str>, &PolicyKey)> {
+        let listing = self.tables.workloads.values().filter(|workload| !workload.authorization_policies.is_empty());
+        listing.flat_map(|workload| self.policies.missing(workload).iter().map(move |key| (&workload.uid, key)))
     }
 
     /// Services that workloads name but nobody has defined: not an error, since the definition may come later.
