@@ -4,8 +4,10 @@
 //! io       TLS over a socket, made for bulk            request  the CONNECT request and its answer, as pure functions
 //! tunnel   one connection between two workloads        client, pool, server: who makes them, and who takes streams
 //! stream   one connection inside a tunnel              window   how much tunnels may hold, and HTTP/2's limits
+//! carried  a stream as bytes, for a tunnel inside it
 //! ```
 
+mod carried;
 pub mod client;
 pub mod io;
 pub mod pool;

@@ -15,6 +15,7 @@ pub mod baggage;
 pub mod balance;
 pub mod connect;
 pub mod handshakes;
+pub mod hostnames;
 pub mod inbound;
 pub mod limits;
 pub mod loops;

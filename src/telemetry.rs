@@ -13,6 +13,7 @@ pub(crate) mod family;
 pub mod filter;
 #[cfg(test)]
 pub(crate) mod grammar;
+pub mod hostnames;
 pub mod labels;
 pub mod limit;
 mod line;
@@ -31,6 +32,7 @@ pub use close_reason::{CloseReason, Phase, ResponseFlag, Side};
 pub use connection::{ConnectionInfo, ConnectionPeer, ConnectionState};
 pub use door::{Direction, Door, Reporter, Scope};
 pub use filter::{Filter, FilterError};
+pub use hostnames::{HostnameCounters, LookupResult};
 pub use labels::{PeerLabels, ServiceLabels};
 pub use limit::LineLimiter;
 pub use log::{LogError, LogHandle, Logger};

@@ -1,7 +1,7 @@
 //! The client's end of one tunnel: makes it, drives it, opens streams in it.
 //!
 //! ```text
-//! establish: dial -> TLS -> HTTP/2 -> Client and Driving      ask: a reserved place -> CONNECT -> its answer
+//! establish: dial -> TLS -> speak: HTTP/2 -> Client and Driving      ask: a reserved place -> CONNECT -> its answer
 //! ```
 //!
 //! In: an address, a TLS configuration that says who may be there, a finished request. Out: a `Stream` whose CONNECT
@@ -27,12 +27,13 @@ use std::time::Duration;
 
 use h2::client::SendRequest;
 use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::settings::Tunnel as Limits;
-use crate::hbone::client::driving::{HttpConnection, Io, Shared};
-use crate::hbone::io::{self, Handle};
+pub use crate::hbone::client::driving::{HttpConnection, Shared};
+use crate::hbone::io::{self, Handle, TlsStream};
 use crate::hbone::stream::Chunk;
 use crate::hbone::tunnel::{About, Lease, Metered, Tunnel};
 use crate::hbone::window::{Grant, Windows, configure_client};
@@ -176,14 +177,19 @@ pub enum Stage {
     Handshaking,
 }
 
-/// A tunnel whose peer is known; its SETTINGS have still to come.
-pub struct Established {
+/// HTTP/2 with a peer that is known, over any stream; its SETTINGS have still to come.
+pub struct Spoken<T> {
     pub client: Rc<Client>,
-    pub connection: HttpConnection,
-    pub io: Shared<Io>,
-    pub handle: Handle,
+    pub connection: HttpConnection<T>,
+    pub io: Shared<Metered<T>>,
     /// What the peer may send before it is taken.
     pub grant: Grant,
+}
+
+/// A tunnel over a socket of its own.
+pub struct Established {
+    pub spoken: Spoken<TlsStream>,
+    pub handle: Handle,
     /// Marks the socket as ours.
     pub own: OwnSocket,
     /// By when the SETTINGS must have come.
@@ -229,12 +235,34 @@ pub async fn establish(plan: Plan<'_>, stage: impl Fn(Stage)) -> Result<Establis
         generation: tls.number,
     };
     let handle = shaken.stream.handle();
-    let (metered, meter) = Metered::new(shaken.stream);
+    let speaking = Speaking { about, limits, windows, next_serial, by: settle_by };
+    let spoken = speak(shaken.stream, speaking).await?;
+    Ok(Established { spoken, handle, own, settle_by })
+}
+
+/// What HTTP/2 needs to begin.
+pub struct Speaking<'a> {
+    pub about: About,
+    pub limits: &'a Limits,
+    pub windows: &'a Arc<Windows>,
+    pub next_serial: &'a Cell<u64>,
+    pub by: Instant,
+}
+
+/// Sends the preface.
+///
+/// # Errors
+/// It could not be sent, or not in time.
+pub async fn speak<T: AsyncRead + AsyncWrite + Unpin>(
+    stream: T,
+    Speaking { about, limits, windows, next_serial, by }: Speaking<'_>,
+) -> Result<Spoken<T>, OpenError> {
+    let (metered, meter) = Metered::new(stream);
     let io = Shared::new(metered);
     let tunnel = Tunnel::new(about, meter);
     let grant = windows.grant(limits.connection_window.get(), limits.buffered_bytes);
     let preface = Box::pin(builder(limits, &grant).handshake(io.clone()));
-    let (send, connection) = timeout_at(settle_by, preface)
+    let (send, connection) = timeout_at(by, preface)
         .await
         .map_err(|_elapsed| OpenError::HandshakeTimeout)?
         .map_err(|_detail| OpenError::Http2)?;
@@ -247,7 +275,7 @@ pub async fn establish(plan: Plan<'_>, stage: impl Fn(Stage)) -> Result<Establis
         doubted: Cell::new(None),
         settled: Notify::new(),
     });
-    Ok(Established { client, connection, io, handle, grant, own, settle_by })
+    Ok(Spoken { client, connection, io, grant })
 }
 
 fn after(duration: Duration) -> Instant {

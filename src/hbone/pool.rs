@@ -17,6 +17,7 @@
 
 mod attempt;
 mod choice;
+mod inside;
 mod row;
 
 use std::cell::{Cell, RefCell};
@@ -53,6 +54,7 @@ pub struct TunnelKey {
     identities: Arc<[SpiffeId]>,
     client: IpAddr,
     uid: Arc<str>,
+    goes_on: bool,
 }
 
 impl TunnelKey {
@@ -68,7 +70,18 @@ impl TunnelKey {
             sorted.dedup();
             sorted.into()
         };
-        Self { address, identities, client, uid }
+        Self { address, identities, client, uid, goes_on: false }
+    }
+
+    /// To a waypoint or gateway, whose own protocol says nothing: its streams go on from there.
+    #[must_use]
+    pub fn to_go_on(self) -> Self {
+        Self { goes_on: true, ..self }
+    }
+
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     #[must_use]

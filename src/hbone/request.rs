@@ -25,7 +25,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::FORWARDED;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, request};
 
-pub use answer::{Refused, accepted, read_answer, reason_of, refused};
+pub use answer::{Refused, accepted, claims_of, read_answer, reason_of, refused};
 pub use authority::{Authority, AuthorityError, HostName, LONGEST_AUTHORITY, NotAName};
 pub use baggage::baggage_of;
 pub use claims::Claims;

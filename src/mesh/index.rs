@@ -31,6 +31,8 @@ type Ranges = OrdMap<PrefixRank, HashMap<IpAddr, ServiceSlot>>;
 pub(super) struct Index {
     workloads: HashMap<NetworkIp, Slot<WorkloadRank, Arc<Workload>>>,
     names: HashMap<NamespacedName, Slot<Arc<str>, Arc<Workload>>>,
+    /// By namespace and [`normal_host`] of the workload's host name.
+    workload_hosts: HashMap<NamespacedName, Slot<WorkloadRank, Arc<Workload>>>,
     vips: HashMap<NetworkIp, ServiceSlot>,
     /// By network.
     ranges: HashMap<Arc<str>, Ranges>,
@@ -46,6 +48,11 @@ impl Index {
     /// All workloads of that name, by uid.
     pub(super) fn workloads_named(&self, namespace: &str, name: &str) -> impl Iterator<Item = &Arc<Workload>> {
         self.names.get(&NameRef { namespace, name }).into_iter().flat_map(Slot::iter)
+    }
+
+    /// The best of that host name, as among those of one address.
+    pub(super) fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
+        self.workload_hosts.get(&NameRef { namespace, name: &normal_host(hostname) })?.best()
     }
 
     /// An exact address first; then ranges: of the client's own namespace first, then the longest prefix.
@@ -79,9 +86,10 @@ impl Index {
 
     /// Keys in each map: nothing may be left behind.
     #[cfg(test)]
-    pub(super) fn sizes(&self) -> [usize; 6] {
+    pub(super) fn sizes(&self) -> [usize; 7] {
         let starts = self.ranges.values().flat_map(|ranges| ranges.values()).map(HashMap::len).sum();
-        [self.workloads.len(), self.names.len(), self.vips.len(), self.ranges.len(), starts, self.hosts.len()]
+        let hosts = self.workload_hosts.len();
+        [self.workloads.len(), self.names.len(), hosts, self.vips.len(), self.ranges.len(), starts, self.hosts.len()]
     }
 
     fn service_by_range(&self, network: &str, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
@@ -113,6 +121,9 @@ impl Index {
         if let Some(name) = namespaced_name(workload) {
             put(&mut self.names, name, Arc::clone(&workload.uid), workload);
         }
+        if let Some(host) = namespaced_host(workload) {
+            put(&mut self.workload_hosts, host, workload_rank(workload), workload);
+        }
     }
 
     pub(super) fn remove_workload(&mut self, workload: &Workload) {
@@ -124,6 +135,9 @@ impl Index {
         }
         if let Some(name) = namespaced_name(workload) {
             remove(&mut self.names, &name, &workload.uid);
+        }
+        if let Some(host) = namespaced_host(workload) {
+            remove(&mut self.workload_hosts, &host, &workload_rank(workload));
         }
     }
 
@@ -210,6 +224,17 @@ fn workload_rank(workload: &Workload) -> WorkloadRank {
 fn namespaced_name(workload: &Workload) -> Option<NamespacedName> {
     (!workload.name.is_empty())
         .then(|| NamespacedName { namespace: Arc::clone(&workload.namespace), name: Arc::clone(&workload.name) })
+}
+
+/// Nor one without a host name by that.
+fn namespaced_host(workload: &Workload) -> Option<NamespacedName> {
+    (!workload.hostname.is_empty()).then(|| {
+        let name = match normal_host(&workload.hostname) {
+            Cow::Borrowed(same) if same.len() == workload.hostname.len() => Arc::clone(&workload.hostname),
+            changed => changed.into(),
+        };
+        NamespacedName { namespace: Arc::clone(&workload.namespace), name }
+    })
 }
 
 /// A range of one address is an address.

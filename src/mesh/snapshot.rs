@@ -51,6 +51,12 @@ impl Snapshot {
         self.index.workload(network, ip)
     }
 
+    /// The workload of that host name, in any case and with or without the root's dot; precedence as for addresses.
+    #[must_use]
+    pub fn workload_by_hostname(&self, namespace: &str, hostname: &str) -> Option<&Arc<Workload>> {
+        self.index.workload_by_hostname(namespace, hostname)
+    }
+
     #[must_use]
     pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.tables.workloads.get(uid)

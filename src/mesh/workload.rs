@@ -1,6 +1,7 @@
 //! A workload: something with an address that sends or receives connections. Immutable, shared by `Arc`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -105,4 +106,14 @@ pub struct GatewayAddress {
 pub enum GatewayDestination {
     Address { network: Arc<str>, ip: IpAddr },
     Hostname(ServiceKey),
+}
+
+/// As it is written in a file.
+impl fmt::Display for GatewayDestination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address { network, ip } => write!(f, "{network}/{ip}"),
+            Self::Hostname(key) => key.fmt(f),
+        }
+    }
 }

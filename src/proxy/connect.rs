@@ -19,22 +19,27 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::config::settings::{Connect, Tunnel as TunnelSettings};
-use crate::mesh::Workload;
+use crate::mesh::{ServiceState, Workload};
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::dial::{DialError, DialOptions, Dialled, dial};
 use crate::net::own_sockets::Way;
-use crate::proxy::balance::choose;
-use crate::proxy::resolve::{Carriage, Target};
+use crate::proxy::balance::{Choice, choose};
+use crate::proxy::resolve::endpoint::{Place, Wanted};
+use crate::proxy::resolve::route::{Among, Asking, Candidate, Route, RouteError, candidate};
+use crate::proxy::resolve::{ResolveError, Target};
 use crate::proxy::worker::Worker;
 use crate::telemetry::CloseReason;
 use crate::telemetry::access::Attempt;
+
+/// How many endpoints to which there is no way are passed over before one attempt is given up.
+const MOST_WITHOUT_A_WAY: usize = 16;
 
 /// An upstream connection and how it came about.
 #[derive(Debug)]
 pub struct Connected {
     pub via: Via,
-    /// Of the destination; inside a tunnel nobody dials it but the far side.
-    pub address: UpstreamAddr,
+    /// What was dialled.
+    pub hop: UpstreamAddr,
     /// The workload that was reached, if the state knows it.
     pub workload: Option<Arc<Workload>>,
 }
@@ -52,6 +57,21 @@ pub struct ConnectError {
     pub reason: CloseReason,
     /// The system's words, or the peer's.
     pub detail: Option<io::Error>,
+}
+
+impl From<ResolveError> for ConnectError {
+    fn from(error: ResolveError) -> Self {
+        Self { reason: error.close_reason(), detail: error.detail().map(io::Error::other) }
+    }
+}
+
+impl From<RouteError> for ConnectError {
+    fn from(error: RouteError) -> Self {
+        let reason = error.close_reason();
+        // The reason alone says as much.
+        let detail = (error != RouteError::NoEndpoint).then(|| io::Error::other(error));
+        Self { reason, detail }
+    }
 }
 
 impl From<CloseReason> for ConnectError {
@@ -76,39 +96,22 @@ pub struct Request<'a> {
     pub way: Way,
 }
 
-/// One candidate of a target.
-struct Candidate {
-    address: UpstreamAddr,
-    workload: Option<Arc<Workload>>,
-    carriage: Carriage,
+/// Which endpoints have been chosen, so that others are before them.
+#[derive(Debug, Default)]
+struct Tried {
+    endpoints: Vec<Arc<str>>,
+    gateways: Vec<Arc<str>>,
+    /// All have been, since this was last set to `false`.
+    exhausted: bool,
 }
 
 impl Connected {
-    /// Where the connection really goes.
-    #[must_use]
-    pub fn next_hop(&self) -> UpstreamAddr {
-        match &self.via {
-            Via::Socket(_) => self.address,
-            Via::Tunnel(_) => tunnel::next_hop(self.address),
-        }
-    }
-
     /// Our address, where there is a socket of its own.
     #[must_use]
     pub fn local(&self) -> Option<SocketAddr> {
         match &self.via {
             Via::Socket(dialled) => Some(dialled.own.local()),
             Via::Tunnel(_) => None,
-        }
-    }
-}
-
-impl Candidate {
-    /// What is dialled to reach it.
-    fn next_hop(&self) -> UpstreamAddr {
-        match self.carriage {
-            Carriage::Plain => self.address,
-            Carriage::Tunnel => tunnel::next_hop(self.address),
         }
     }
 }
@@ -123,7 +126,7 @@ pub async fn connect(
     attempts: &mut Vec<Attempt>,
 ) -> Result<Connected, ConnectError> {
     let deadline = tokio::time::Instant::now() + request.limits.deadline;
-    let mut tried: Vec<UpstreamAddr> = Vec::new();
+    let mut tried = Tried::default();
     let mut last: Option<ConnectError> = None;
     for attempt in 0..request.limits.attempts.get() {
         if attempt > 0 {
@@ -138,17 +141,12 @@ pub async fn connect(
             });
             unless_gone(request.downstream, pause).await?;
         }
-        let Some(candidate) = next(worker, request, &mut tried)? else {
-            return Err(last.unwrap_or_else(|| CloseReason::NoHealthyUpstream.into()));
+        let candidate = match next(worker, request, &mut tried) {
+            Ok(candidate) => candidate,
+            Err(error) => return Err(last.unwrap_or(error)),
         };
-        let started = Instant::now();
-        let result = attempt_one(worker, request, &candidate, deadline).await;
-        let took = started.elapsed();
-        let outcome = result.as_ref().map(|_| ()).map_err(|error| error.reason);
-        attempts.push(Attempt { address: candidate.next_hop().socket_addr(), outcome, took });
-        tried.push(candidate.address);
-        match result {
-            Ok(via) => return Ok(Connected { via, address: candidate.address, workload: candidate.workload }),
+        match try_one(worker, request, candidate, attempts, deadline).await {
+            Ok(connected) => return Ok(connected),
             Err(error) if !retryable(error.reason, request.target) => return Err(error),
             Err(error) => last = Some(error),
         }
@@ -156,56 +154,123 @@ pub async fn connect(
     Err(last.unwrap_or_else(|| CloseReason::ConnectTimeout.into()))
 }
 
-/// The next candidate; one that was tried only when none is untried.
-fn next(
+/// The next candidate to which there is a way. What has been tried before comes again only when nothing is untried.
+fn next(worker: &Worker, request: &Request<'_>, tried: &mut Tried) -> Result<Candidate, ConnectError> {
+    let (settings, snapshot) = (worker.settings(), worker.snapshot());
+    let client_namespace = &settings.workload.namespace;
+    let asking = Asking { snapshot: &snapshot, dst: request.dst, network: request.network, client_namespace };
+    tried.exhausted = false;
+    let mut no_way = None;
+    for _ in 0..MOST_WITHOUT_A_WAY {
+        let found =
+            candidate(&asking, request.target, |among, state, wanted| pick(worker, tried, among, state, wanted));
+        match found {
+            Ok(candidate) => return Ok(candidate),
+            Err(error @ (RouteError::NoEndpoint | RouteError::NoWaypoint(_))) => {
+                return Err(no_way.unwrap_or(error).into());
+            }
+            Err(error) => no_way = Some(error),
+        }
+        if request.target.is_single() || tried.exhausted {
+            break;
+        }
+    }
+    Err(no_way.unwrap_or(RouteError::NoEndpoint).into())
+}
+
+/// An endpoint that has not been tried; one that has, only when there is no other.
+fn pick(worker: &Worker, tried: &mut Tried, among: Among, state: &ServiceState, wanted: &Wanted<'_>) -> Option<Choice> {
+    let Tried { endpoints, gateways, exhausted } = tried;
+    let tried = match among {
+        Among::Endpoints => endpoints,
+        Among::Gateways => gateways,
+    };
+    let choose = |tried: &[Arc<str>]| worker.with_random(|random| choose(state, wanted, tried, random));
+    let choice = match choose(tried) {
+        None if !tried.is_empty() => {
+            tried.clear();
+            *exhausted |= among == Among::Endpoints;
+            choose(tried)
+        }
+        choice => choice,
+    }?;
+    tried.push(Arc::clone(&choice.endpoint.workload.uid));
+    Some(choice)
+}
+
+/// Finds out where the candidate is, and connects to it.
+async fn try_one(
     worker: &Worker,
     request: &Request<'_>,
-    tried: &mut Vec<UpstreamAddr>,
-) -> Result<Option<Candidate>, ConnectError> {
-    let candidate = match request.target {
-        Target::Single { address, workload, carriage, .. } => {
-            Candidate { address: *address, workload: workload.clone(), carriage: *carriage }
-        }
-        Target::Service { state, port } => {
-            let pick = |tried: &[UpstreamAddr]| {
-                worker.with_random(|random| choose(state, *port, request.dst.ip(), request.network, tried, random))
-            };
-            let mut choice = pick(tried);
-            if choice.is_none() && !tried.is_empty() {
-                tried.clear();
-                choice = pick(tried);
-            }
-            let Some(choice) = choice else { return Ok(None) };
-            let Some(carriage) = choice.carriage else { return Err(CloseReason::TunnelUnsupported.into()) };
-            Candidate { address: choice.address, workload: Some(choice.workload), carriage }
+    Candidate { workload, route }: Candidate,
+    attempts: &mut Vec<Attempt>,
+    deadline: tokio::time::Instant,
+) -> Result<Connected, ConnectError> {
+    let hop = match route.known_hop() {
+        Some(hop) => hop,
+        None => {
+            // Boxed: connections to addresses should not carry the room for it.
+            let mut looking = Box::pin(look_up(worker, request, &route, deadline));
+            unless_gone(request.downstream, looking.as_mut()).await?
         }
     };
-    if worker.is_own(candidate.address) {
+    if worker.is_own(route.leads_to(hop)) {
         return Err(CloseReason::LoopRefused.into());
     }
-    Ok(Some(candidate))
+    let started = Instant::now();
+    let result = attempt_one(worker, request, &route, hop, deadline).await;
+    let took = started.elapsed();
+    let outcome = result.as_ref().map(|_| ()).map_err(|error| error.reason);
+    attempts.push(Attempt { address: hop.socket_addr(), outcome, took });
+    result.map(|via| Connected { via, hop, workload })
+}
+
+/// The address behind the route's host name.
+async fn look_up(
+    worker: &Worker,
+    request: &Request<'_>,
+    route: &Route,
+    deadline: tokio::time::Instant,
+) -> Result<UpstreamAddr, ConnectError> {
+    let (place, port, wanted) = route.to_look_up(request.dst.ip());
+    let Place::Hostname(name) = place else { return Err(CloseReason::GatewayUnavailable.into()) };
+    let source = local_workload(worker).map(|workload| Arc::clone(&workload.labels));
+    match worker.hostnames.look_up(&name, wanted, source, deadline).await {
+        Ok(ip) => Ok(UpstreamAddr::new((ip, port).into())),
+        Err(error) => {
+            let detail = io::Error::other(format!("{name}: {error}"));
+            Err(ConnectError { reason: CloseReason::HostnameUnresolved, detail: Some(detail) })
+        }
+    }
+}
+
+/// The workload that this daemon serves, if the state has it.
+fn local_workload(worker: &Worker) -> Option<Arc<Workload>> {
+    let (settings, snapshot) = (worker.settings(), worker.snapshot());
+    snapshot.local_workload(&settings.workload, &settings.node).cloned()
 }
 
 async fn attempt_one(
     worker: &Worker,
     request: &Request<'_>,
-    candidate: &Candidate,
+    route: &Route,
+    hop: UpstreamAddr,
     deadline: tokio::time::Instant,
 ) -> Result<Via, ConnectError> {
-    match (candidate.carriage, &candidate.workload) {
-        (Carriage::Plain, _) => {}
-        (Carriage::Tunnel, Some(workload)) => {
-            // Boxed: plain connections should not carry the room for it.
-            let mut opening = Box::pin(tunnel::open(worker, request, candidate.address, workload, deadline));
-            return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await?)));
-        }
-        // Nobody makes one; if somebody did, it would not be known who may answer.
-        (Carriage::Tunnel, None) => return Err(CloseReason::TunnelUnsupported.into()),
+    let tunnel = match route {
+        Route::Address(_) | Route::Plain { .. } => None,
+        Route::Tunnel(leg) | Route::Waypoint(leg) => Some((leg, None)),
+        Route::Gateway { outer, inner } => Some((outer, Some(inner))),
+    };
+    if let Some((leg, inner)) = tunnel {
+        // Boxed: plain connections should not carry the room for it.
+        let mut opening = Box::pin(tunnel::open(worker, request, leg, hop, inner, deadline));
+        return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await?)));
     }
     let until = deadline.min(tokio::time::Instant::now() + request.limits.timeout);
     let options = DialOptions { mark: worker.shared.mark, source: request.source, way: request.way };
     let dialling = pin!(async {
-        match timeout_at(until, dial(candidate.address, options, &worker.shared.own_sockets)).await {
+        match timeout_at(until, dial(hop, options, &worker.shared.own_sockets)).await {
             Ok(result) => result.map_err(classify),
             Err(_elapsed) => Err(CloseReason::ConnectTimeout.into()),
         }
@@ -239,7 +304,7 @@ fn classify(error: DialError) -> ConnectError {
 /// Whether another attempt makes sense: on another endpoint after any failure of one, on a single address only while
 /// it has not answered.
 fn retryable(reason: CloseReason, target: &Target) -> bool {
-    let single = matches!(target, Target::Single { .. });
+    let single = target.is_single();
     match reason {
         CloseReason::ConnectTimeout | CloseReason::ConnectUnreachable | CloseReason::TunnelConnectTimeout => true,
         CloseReason::ConnectRefused
@@ -250,7 +315,8 @@ fn retryable(reason: CloseReason, target: &Target) -> bool {
         | CloseReason::Http2Failed
         | CloseReason::TunnelRefused
         | CloseReason::TunnelResponseTimeout
-        | CloseReason::TunnelLost => !single,
+        | CloseReason::TunnelLost
+        | CloseReason::HostnameUnresolved => !single,
         _ => false,
     }
 }
@@ -264,6 +330,7 @@ fn backoff(mean: Duration, attempt: u32, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::resolve::Carriage;
     use proptest::prelude::*;
     use rustix::io::Errno;
 

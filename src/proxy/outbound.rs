@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::mesh::Snapshot;
 use crate::net::address::{OriginalDst, UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
@@ -11,7 +12,7 @@ use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, Tunnelled, Via, connect};
 use crate::proxy::original_dst::original_dst;
 use crate::proxy::registry::State;
-use crate::proxy::resolve::{Question, ResolveError, Target, resolve};
+use crate::proxy::resolve::{Question, Target, resolve};
 use crate::proxy::worker::Worker;
 use crate::telemetry::{CloseReason, SecurityPolicy};
 
@@ -52,26 +53,27 @@ fn is_own_socket(worker: &Worker, ends: Ends) -> bool {
 
 /// Resolves `dst` in the current snapshot and notes both ends in the connection's facts.
 pub(super) fn look_up(opening: &Opening<'_>, dst: OriginalDst) -> Result<Target, ConnectError> {
-    let found = {
-        let snapshot = opening.worker.snapshot();
-        let settings = &opening.settings;
-        note_source(opening, &snapshot);
-        opening.entry.facts.borrow_mut().original_dst = Some(dst);
-        resolve(
-            &snapshot,
-            &Question {
-                dst,
-                network: &settings.network,
-                client_namespace: &settings.workload.namespace,
-                egress: settings.egress,
-            },
-        )
-    };
-    found.map_err(|error: ResolveError| error.close_reason().into())
+    let snapshot = opening.worker.snapshot();
+    note_source(opening, &snapshot);
+    opening.entry.facts.borrow_mut().original_dst = Some(dst);
+    let question = question(opening, &snapshot, dst);
+    opening.worker.with_random(|random| resolve(&snapshot, &question, random)).map_err(ConnectError::from)
+}
+
+/// What is asked of the state for a connection of the local workload's.
+pub(super) fn question<'a>(opening: &'a Opening<'_>, snapshot: &'a Snapshot, dst: OriginalDst) -> Question<'a> {
+    let settings = &opening.settings;
+    Question {
+        dst,
+        network: &settings.network,
+        client_namespace: &settings.workload.namespace,
+        source: snapshot.local_workload(&settings.workload, &settings.node).map(AsRef::as_ref),
+        egress: settings.egress,
+    }
 }
 
 /// The source of what leaves is the workload that this daemon serves, whatever address the client has.
-pub(super) fn note_source(opening: &Opening<'_>, snapshot: &crate::mesh::Snapshot) {
+pub(super) fn note_source(opening: &Opening<'_>, snapshot: &Snapshot) {
     let settings = &opening.settings;
     let local = snapshot.local_workload(&settings.workload, &settings.node);
     opening.entry.facts.borrow_mut().source = labels_of(local);
@@ -106,10 +108,13 @@ pub(super) async fn connect_to(
     let mut facts = entry.facts.borrow_mut();
     match &result {
         Ok(connected) => {
-            facts.upstream = Some(connected.next_hop());
+            facts.upstream = Some(connected.hop);
             facts.destination = labels_of(connected.workload.as_ref());
             if let Via::Tunnel(tunnelled) = &connected.via {
-                let Tunnelled { tunnel, authority, .. } = &**tunnelled;
+                let Tunnelled { tunnel, authority, labels, .. } = &**tunnelled;
+                if labels.is_some() {
+                    facts.destination.clone_from(labels);
+                }
                 facts.security = SecurityPolicy::MutualTls;
                 facts.source_identity = worker.own_identity();
                 facts.destination_identity = Some(tunnel.about.identity.id.shared());

@@ -19,7 +19,8 @@ use crate::net::address::OriginalDst;
 use crate::net::local::is_loopback_or_link_local;
 use crate::proxy::Opening;
 use crate::proxy::connect::{ConnectError, Connected};
-use crate::proxy::outbound::{connect_to, look_up, note_source};
+use crate::proxy::hostnames::{Resolve as _, System, WITHIN};
+use crate::proxy::outbound::{connect_to, look_up, note_source, question};
 use crate::proxy::resolve::{Target, of_service};
 use crate::telemetry::{CloseReason, PeerText};
 
@@ -32,8 +33,6 @@ use request::{
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// For a reply of a few bytes to a client that does not read.
 const REPLY_WITHIN: Duration = Duration::from_secs(5);
-/// For one look-up by the system's resolver.
-const NAME_WITHIN: Duration = Duration::from_secs(5);
 
 /// From an accepted socket to an established upstream one, whose client has been told so.
 ///
@@ -168,8 +167,8 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
     let dst = OriginalDst::new(SocketAddr::new(ip, port));
     note_source(opening, &snapshot);
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
-    let target = of_service(&snapshot, &settings.network, state, dst)
-        .map_err(|error| ConnectError::from(error.close_reason()))?;
+    let question = question(opening, &snapshot, dst);
+    let target = opening.worker.with_random(|random| of_service(&snapshot, &question, state, random))?;
     if matches!(&target, Target::Single { .. }) && vip.is_none() {
         // Passed through by its load balancer, but there is no address to pass it to.
         return Err(CloseReason::NameUnresolved.into());
@@ -179,8 +178,11 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
 
 async fn look_up_name(name: &str, port: u16) -> Result<SocketAddr, ConnectError> {
     let unresolved = |detail| ConnectError { reason: CloseReason::NameUnresolved, detail };
-    match timeout(NAME_WITHIN, tokio::net::lookup_host((name, port))).await {
-        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| unresolved(None)),
+    match timeout(WITHIN, System.resolve(name)).await {
+        Ok(Ok(addresses)) => {
+            let first = addresses.first().ok_or_else(|| unresolved(None))?;
+            Ok(SocketAddr::new(*first, port))
+        }
         Ok(Err(error)) => Err(unresolved(Some(error))),
         Err(_elapsed) => Err(unresolved(None)),
     }
@@ -200,12 +202,12 @@ fn reply_for(error: &ConnectError) -> Reply {
         | CloseReason::TunnelHandshakeTimeout
         | CloseReason::TunnelResponseTimeout
         | CloseReason::NameUnresolved
+        | CloseReason::HostnameUnresolved
         | CloseReason::NoHealthyUpstream
-        | CloseReason::NoServicePort => Reply::HostUnreachable,
-        CloseReason::UnknownDestination
-        | CloseReason::LocalDestination
-        | CloseReason::LoopRefused
-        | CloseReason::TunnelUnsupported => Reply::NotAllowed,
+        | CloseReason::NoServicePort
+        | CloseReason::WaypointUnavailable
+        | CloseReason::GatewayUnavailable => Reply::HostUnreachable,
+        CloseReason::UnknownDestination | CloseReason::LocalDestination | CloseReason::LoopRefused => Reply::NotAllowed,
         _ => Reply::GeneralFailure,
     }
 }

@@ -32,6 +32,7 @@ use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
 use crate::proxy::baggage::Baggage;
 use crate::proxy::handshakes::{Queue, Slots};
+use crate::proxy::hostnames::{Hostnames, System};
 use crate::proxy::limits::{Admitted, ConnectionLimits};
 use crate::proxy::loops::OwnPorts;
 use crate::proxy::pool::Pool;
@@ -127,6 +128,7 @@ pub struct Worker {
     /// Tunnels to others; nothing: no identity is configured.
     pub tunnel_pool: Option<Rc<hbone::Pool>>,
     pub baggage: Baggage,
+    pub hostnames: Hostnames,
     /// Sockets of the HBONE door before they are tunnels.
     pub handshakes: Queue<Arrived>,
     pub counters: Arc<WorkerCounters>,
@@ -158,6 +160,7 @@ impl Worker {
             tunnel_pool: tunnel_pool(&shared, &tunnels),
             tunnels,
             baggage: Baggage::default(),
+            hostnames: Hostnames::new(Rc::new(System), Arc::clone(&counters)),
             handshakes: Queue::default(),
             counters,
             settings: RefCell::new(settings),

@@ -159,8 +159,6 @@ close_reasons! {
     NameUnresolved = "name_unresolved", Proxy, Resolve, Connect, "connection failed: the name has no address";
     NoServicePort = "no_service_port", Proxy, Resolve, Connect, "no healthy upstream: the service has no such port";
     NoHealthyUpstream = "no_healthy_upstream", Proxy, Resolve, Connect, "no healthy upstream";
-    /// The target needs a tunnel, which is never replaced by carrying it in the clear.
-    TunnelUnsupported = "tunnel_unsupported", Proxy, Resolve, Connect, "no valid routing destination for workload: needs a tunnel";
     /// The waypoint that the target names is not in the state, or has no endpoint that could be used.
     WaypointUnavailable = "waypoint_unavailable", Proxy, Resolve, Connect, "unknown waypoint";
     /// The target is in another network and has no gateway there, or one that is not available.

@@ -62,6 +62,8 @@ tunnel_ends! {
     Rotated = "rotated", true;
     /// The workload behind the address has left the state or is another one.
     PeerReplaced = "peer_replaced", true;
+    /// Made for one stream, which has ended: a tunnel inside another.
+    Used = "used", true;
     /// We are stopping.
     Drain = "drain", true;
     /// The connection ended without TLS's closing message.

@@ -11,6 +11,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::door::{Door, Reporter, Scope};
 use crate::telemetry::family;
+use crate::telemetry::hostnames::{self, HostnameCounters};
 use crate::telemetry::tunnels::{self, Role, TunnelCounters};
 
 const REASONS: usize = CloseReason::ALL.len();
@@ -40,6 +41,7 @@ pub struct WorkerCounters {
     /// As last counted.
     orphans: AtomicU64,
     pub tunnels: TunnelCounters,
+    pub hostnames: HostnameCounters,
 }
 
 impl Default for WorkerCounters {
@@ -55,6 +57,7 @@ impl Default for WorkerCounters {
             lines_suppressed: AtomicU64::new(0),
             orphans: AtomicU64::new(0),
             tunnels: TunnelCounters::default(),
+            hostnames: HostnameCounters::default(),
         }
     }
 }
@@ -244,6 +247,7 @@ impl Workers {
             "Early failures that were counted instead of logged one by one",
             self.sum(|worker| &worker.lines_suppressed),
         )?;
+        hostnames::encode(encoder, &self.lock())?;
         tunnels::encode(encoder, &self.lock())
     }
 }

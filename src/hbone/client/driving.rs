@@ -14,28 +14,26 @@ use h2::PingPong;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::hbone::client::Client;
-use crate::hbone::io::TlsStream;
 use crate::hbone::stream::Chunk;
 use crate::hbone::tunnel::{Driven, Metered};
 use crate::telemetry::TunnelEnd;
 
-pub(super) type Io = Metered<TlsStream>;
-pub(super) type HttpConnection = h2::client::Connection<Shared<Io>, Chunk>;
+pub type HttpConnection<T> = h2::client::Connection<Shared<Metered<T>>, Chunk>;
 
 /// A connection together with what it tells its surroundings.
-pub struct Driving<F> {
-    connection: Option<HttpConnection>,
-    io: Shared<Io>,
+pub struct Driving<T: AsyncRead + AsyncWrite + Unpin, F> {
+    connection: Option<HttpConnection<T>>,
+    io: Shared<Metered<T>>,
     client: Rc<Client>,
     /// Called after each move but the last.
     moved: F,
 }
 
-impl<F: FnMut()> Driving<F> {
+impl<T: AsyncRead + AsyncWrite + Unpin, F: FnMut()> Driving<T, F> {
     /// And what pings are sent by.
     pub fn new(
-        mut connection: HttpConnection,
-        io: Shared<Io>,
+        mut connection: HttpConnection<T>,
+        io: Shared<Metered<T>>,
         client: Rc<Client>,
         moved: F,
     ) -> (Self, Option<PingPong>) {
@@ -44,7 +42,7 @@ impl<F: FnMut()> Driving<F> {
     }
 }
 
-impl<F: FnMut()> Driven for Driving<F> {
+impl<T: AsyncRead + AsyncWrite + Unpin, F: FnMut()> Driven for Driving<T, F> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         let Some(connection) = &mut self.connection else {
             // Whether the goodbye arrives is no longer of interest.

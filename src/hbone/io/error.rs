@@ -293,6 +293,19 @@ impl HandshakeError {
     }
 }
 
+impl HandshakeError {
+    /// Of a library that shakes hands itself, and keeps its reason inside the error.
+    pub(in crate::hbone) fn of(error: &io::Error) -> Self {
+        let cause = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(error) => Cause::of(error, false),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Cause::Closed,
+            None => Cause::socket(error),
+        };
+        let phase = if matches!(cause, Cause::Peer(_)) { Phase::Certificate } else { Phase::Hello };
+        Self { phase, cause }
+    }
+}
+
 impl Cause {
     pub(super) fn socket(error: &io::Error) -> Self {
         Self::Socket { kind: error.kind(), errno: error.raw_os_error() }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::time::sleep_until;
 
 use crate::config::settings::Tunnel as Limits;
-use crate::hbone::client::{Dial, Driving, Established, OpenError, Plan, establish};
+use crate::hbone::client::{Dial, Driving, Established, OpenError, Plan, Spoken, establish};
 use crate::hbone::pool::row::{Promise, Row};
 use crate::hbone::pool::{Books, Pool};
 use crate::hbone::tunnel::{Pulse, Tunnels, Wire, drive};
@@ -47,7 +47,7 @@ impl Attempt {
                 promise.fail(&error);
             }
             Ok(established) => {
-                let client = Rc::clone(&established.client);
+                let client = Rc::clone(&established.spoken.client);
                 let _listed = tunnels.list(&client.tunnel);
                 let _counted = books.peers.join(&client.tunnel.about.identity, Usage::Server);
                 if let Some(pool) = pool.upgrade() {
@@ -68,7 +68,7 @@ impl Attempt {
 
 /// Drives the tunnel to its end; meanwhile the promise is kept or broken.
 async fn live(pool: &Weak<Pool>, row: &Rc<Row>, established: Established, promise: Promise, limits: &Limits) {
-    let Established { client, connection, io, handle, grant, own, settle_by } = established;
+    let Established { spoken: Spoken { client, connection, io, grant }, handle, own, settle_by } = established;
     let moved = {
         let (pool, row) = (Weak::clone(pool), Rc::clone(row));
         move || {

@@ -53,9 +53,15 @@ pub struct Refused {
 pub fn read_answer<T>(response: &Response<T>) -> Result<Claims<'_>, Refused> {
     let headers = response.headers();
     match response.status() {
-        StatusCode::OK => Ok(Claims(headers)),
+        StatusCode::OK => Ok(claims_of(headers)),
         status => Err(Refused { status, reason: reason_of(headers) }),
     }
+}
+
+/// What an answer that accepts says of the far side.
+#[must_use]
+pub fn claims_of(headers: &HeaderMap) -> Claims<'_> {
+    Claims(headers)
 }
 
 /// The word that came with a refusal.

@@ -54,6 +54,12 @@ impl Authority {
         Self::Address(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 
+    /// Nothing if `host` is not a DNS name, or the port is 0.
+    #[must_use]
+    pub fn of_name(host: &str, port: u16) -> Option<Self> {
+        Some(Self::Name { host: host.parse().ok()?, port: NonZeroU16::new(port)? })
+    }
+
     #[must_use]
     pub const fn port(&self) -> u16 {
         match self {

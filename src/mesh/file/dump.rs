@@ -9,9 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::{leaf, service};
 use crate::mesh::service::{HealthPolicy, LoadBalancer, MaxConnections, Service, Visibility};
-use crate::mesh::workload::{
-    ApplicationProtocol, GatewayAddress, GatewayDestination, Health, Locality, NetworkMode, PortMap, Protocol,
-};
+use crate::mesh::workload::{ApplicationProtocol, GatewayAddress, Health, Locality, NetworkMode, PortMap, Protocol};
 use crate::mesh::{ServiceSpec, Snapshot, Workload};
 
 /// Serializes as a mesh file; resources are sorted by their keys.
@@ -299,11 +297,7 @@ impl MaxConnectionsOut {
 
 impl GatewayOut {
     fn new(it: &GatewayAddress) -> Self {
-        let destination = match &it.destination {
-            GatewayDestination::Address { network, ip } => format!("{network}/{ip}"),
-            GatewayDestination::Hostname(key) => key.to_string(),
-        };
-        Self { destination, hbone_mtls_port: it.hbone_mtls_port }
+        Self { destination: it.destination.to_string(), hbone_mtls_port: it.hbone_mtls_port }
     }
 }
 

@@ -1,57 +1,52 @@
-//! Connect through a tunnel: a stream to a workload's HBONE port, asked to go on to the workload's own.
+//! Connect through a tunnel: a stream to a workload's HBONE port, to a waypoint, or through a gateway, asked to go on from
+//! there.
 //!
-//! In: where the workload is and who it may be. Out: a stream whose CONNECT was answered with 200. Never falls back to
-//! dialling in the clear.
+//! In: what is dialled and who may be there. Out: a stream whose CONNECT was answered with 200. Through a gateway that is
+//! a stream of a second tunnel inside the first one's. Never falls back to dialling in the clear.
 
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
-use crate::hbone::request::{Authority, ConnectRequest, Traceparent, reason_of};
-use crate::hbone::{self, OpenError, Opened, Stream, Tunnel, TunnelKey};
+use crate::hbone::request::{Authority, ConnectRequest, Traceparent, claims_of, reason_of};
+use crate::hbone::{OpenError, Opened, Stream, Tunnel, TunnelKey};
 use crate::identity::SpiffeId;
-use crate::mesh::Workload;
 use crate::net::address::UpstreamAddr;
-use crate::proxy::connect::{ConnectError, Request};
-use crate::proxy::resolve::Target;
+use crate::proxy::connect::{ConnectError, Request, local_workload};
+use crate::proxy::resolve::route::{Asked, Leg};
 use crate::proxy::worker::Worker;
-use crate::telemetry::CloseReason;
+use crate::telemetry::{CloseReason, PeerLabels};
 
 /// An established stream.
 #[derive(Debug)]
 pub struct Tunnelled {
     pub stream: Stream,
+    /// Whose other end is the destination's, or its waypoint's: through a gateway the inner one.
     pub tunnel: Rc<Tunnel>,
     /// Where the far side was asked to go on to.
     pub authority: Arc<str>,
+    /// What the far side says of the workload that it has chosen, where it has the choice.
+    pub labels: Option<Arc<PeerLabels>>,
 }
 
-/// Where the tunnel to a workload goes.
-pub(super) fn next_hop(address: UpstreamAddr) -> UpstreamAddr {
-    UpstreamAddr::new(SocketAddr::new(address.ip(), hbone::PORT))
-}
-
-/// Opens a stream to `workload`, which has `address`.
+/// Opens a stream to `hop`; `inner`: and in it another tunnel, to one of these.
 pub(super) async fn open(
     worker: &Worker,
     request: &Request<'_>,
-    address: UpstreamAddr,
-    workload: &Workload,
+    leg: &Leg,
+    hop: UpstreamAddr,
+    inner: Option<&Arc<[SpiffeId]>>,
     deadline: Instant,
 ) -> Result<Tunnelled, ConnectError> {
     let Some(pool) = &worker.tunnel_pool else { return Err(CloseReason::NoIdentity.into()) };
-    let allowed = allowed(request.target, workload);
-    let hop = next_hop(address).socket_addr();
-    let key = TunnelKey::new(hop, allowed, request.client.ip(), Arc::clone(&workload.uid));
-    let authority = Authority::of_address(address.socket_addr());
-    let baggage = {
-        let (settings, snapshot) = (worker.settings(), worker.snapshot());
-        let local = snapshot.local_workload(&settings.workload, &settings.node);
-        local.and_then(|workload| worker.baggage.of(workload))
-    };
+    let uid = Arc::clone(&leg.workload.uid);
+    let key = TunnelKey::new(hop.socket_addr(), Arc::clone(&leg.allowed), request.client.ip(), uid);
+    let key = if matches!(leg.asked, Asked::Itself(_)) { key } else { key.to_go_on() };
+    let authority = leg.authority(hop);
+    let baggage = local_workload(worker).and_then(|workload| worker.baggage.of(&workload));
     let (_, service) = request.target.labels();
     let connect = ConnectRequest {
         authority: &authority,
@@ -61,10 +56,25 @@ pub(super) async fn open(
         trace: worker.with_random(Traceparent::random),
         network: None,
     };
-    match pool.open(&key, connect.build(), request.tunnel, deadline).await {
-        Ok(Opened { stream, tunnel, .. }) => Ok(Tunnelled { stream, tunnel, authority: authority.to_string().into() }),
-        Err(error) => Err(failed(&error)),
-    }
+    let outer = pool.open(&key, connect.build(), request.tunnel, deadline).await.map_err(|error| failed(&error))?;
+    let Some(inner) = inner else { return Ok(established(outer, &authority, None)) };
+    // A network whose name no header can carry is as good as unnamed.
+    let network = HeaderValue::from_str(request.network).ok();
+    let connect = ConnectRequest { network: network.as_ref(), ..connect };
+    let opening = pool.open_inside(outer, Arc::clone(inner), connect.build(), request.tunnel, deadline);
+    let opened = Box::pin(opening).await.map_err(|error| failed(&error))?;
+    let principal = opened.tunnel.about.identity.id.shared();
+    let claimed = claims_of(&opened.answer.headers).peer();
+    let labels = claimed.map(|claimed| Arc::new(PeerLabels { principal, ..claimed }));
+    Ok(established(opened, &authority, labels))
+}
+
+fn established(
+    Opened { stream, tunnel, .. }: Opened,
+    authority: &Authority,
+    labels: Option<Arc<PeerLabels>>,
+) -> Tunnelled {
+    Tunnelled { stream, tunnel, authority: authority.to_string().into(), labels }
 }
 
 /// With the words of every level: the reason alone does not say which address or which certificate.
@@ -83,17 +93,4 @@ fn failed(error: &OpenError) -> ConnectError {
         source = cause.source();
     }
     ConnectError { reason: error.close_reason(), detail: Some(io::Error::other(words)) }
-}
-
-/// Who may answer: the workload itself, and whom its service names.
-fn allowed(target: &Target, workload: &Workload) -> Arc<[SpiffeId]> {
-    let names: &[Arc<str>] = match target {
-        Target::Single { .. } => &[],
-        Target::Service { state, .. } => &state.service.subject_alt_names,
-    };
-    if names.is_empty() {
-        return Arc::clone(&workload.identity);
-    }
-    let also = names.iter().filter_map(|name| name.parse().ok());
-    workload.identity.iter().cloned().chain(also).collect()
 }

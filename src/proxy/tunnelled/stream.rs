@@ -234,7 +234,7 @@ async fn open(
     };
     // Never a tunnel: the target says so.
     let Connected { via: Via::Socket(dialled), .. } = connect(worker, &request, attempts).await? else {
-        return Err(Refusal::unavailable(CloseReason::TunnelUnsupported));
+        return Err(Refusal::unavailable(CloseReason::ConnectError));
     };
     entry.touch();
     let client = entry.peer.socket_addr();

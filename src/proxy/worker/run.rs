@@ -174,7 +174,11 @@ fn follow_workloads(worker: &Worker) {
     let snapshot = worker.snapshot();
     pool.retain(|key| {
         let ip = key.address().ip();
-        snapshot.workload_by_uid(key.uid()).is_some_and(|it| it.protocol == Protocol::Hbone && it.ips.contains(&ip))
+        snapshot.workload_by_uid(key.uid()).is_some_and(|it| {
+            let has_door = key.goes_on() || it.protocol == Protocol::Hbone;
+            // What its name leads to is not in the state.
+            has_door && (it.ips.contains(&ip) || !it.hostname.is_empty())
+        })
     });
 }
 
