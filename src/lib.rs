@@ -3,7 +3,7 @@
 //! Everything is on one of four paths, each one-way:
 //!
 //! ```text
-//! DATA      accept -> original destination -> resolve -> connect -> relay -> account       (proxy)
+//! DATA      accept -> original destination -> resolve -> authorize -> connect -> relay -> account  (proxy)
 //! CONTROL   files -> parse -> validate -> Snapshot -> watch channel -> read by DATA        (mesh)
 //! IDENTITY  certificates -> TLS configs -> watch channel -> read per handshake by DATA     (identity)
 //! LIFECYCLE signals | admin -> phase on a broadcast channel -> listeners and workers       (lifecycle)

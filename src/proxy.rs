@@ -1,7 +1,7 @@
 //! DATA: what happens to one connection, in this order:
 //!
 //! ```text
-//! accept -> original destination -> resolve -> connect -> relay -> account
+//! accept -> original destination -> resolve -> authorize -> connect -> relay -> account
 //! ```
 //!
 //! The doors differ only in how they learn where a connection is going: [`outbound`] and [`inbound`] ask the kernel,
@@ -14,6 +14,7 @@ pub mod authorize;
 pub mod baggage;
 pub mod balance;
 pub mod connect;
+pub mod gate;
 pub mod handshakes;
 pub mod hostnames;
 pub mod inbound;
@@ -85,6 +86,9 @@ async fn serve(worker: Rc<Worker>, entry: Registered, downstream: TcpStream, cou
             let stream = &mut tunnelled.stream;
             let relaying = Box::pin(relay_stream(&downstream, stream, Side::Upstream, &entry, &options));
             ending.reason = relaying.await.close_reason();
+            if ending.reason == CloseReason::TunnelLost {
+                blame(&worker, &entry, &tunnelled);
+            }
         }
         Err(Refusal { reason, detail }) => {
             ending.reason = reason;
@@ -94,6 +98,15 @@ async fn serve(worker: Rc<Worker>, entry: Registered, downstream: TcpStream, cou
     account::close(&worker, &entry, ending);
     drop((entry, counted));
     worker.publish_load();
+}
+
+/// A lost tunnel tells something of the endpoint, once, however many connections were in it.
+fn blame(worker: &Worker, entry: &Entry, Tunnelled { tunnel, .. }: &Tunnelled) {
+    if tunnel.blame_once()
+        && let Some(picked) = entry.using().and_then(|using| using.counted.endpoints.last())
+    {
+        worker.endpoint_failed(picked, tunnel.about.peer, CloseReason::TunnelLost);
+    }
 }
 
 /// A connection that is ready to be relayed.

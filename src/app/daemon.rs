@@ -34,6 +34,7 @@ use crate::mesh::{Initial, MeshStatus};
 use crate::net::descriptors::{self, Budget};
 use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
+use crate::proxy::balance::eject::Ejections;
 use crate::proxy::handshakes::Slots;
 use crate::proxy::limits::ConnectionLimits;
 use crate::proxy::worker::{self, Command, Post, Shared};
@@ -105,6 +106,7 @@ impl Daemon {
             own_ports: doors.own_ports.clone(),
             budget: Budget::new(machine.open_files.unwrap_or(u64::MAX), descriptors::open_now()),
             limits: ConnectionLimits::default(),
+            ejections: Ejections::default(),
             handshakes: Slots::new(settings.limits.handshakes),
             windows: Windows::new(),
             log: logger.handle(),

@@ -24,6 +24,14 @@ pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics
         of(|shared| count(shared.budget.used())),
     );
     metrics.register_gauge(
+        "adit_endpoints_ejected",
+        "Endpoints that are left alone because they failed, now",
+        of(|shared| {
+            let now = u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            count(shared.ejections.now(now).len())
+        }),
+    );
+    metrics.register_gauge(
         "adit_handshakes",
         "Handshakes of peers that connect, now",
         of(|shared| count(shared.handshakes.running())),

@@ -63,6 +63,8 @@ pub struct Tunnel {
     /// Streams that have learned that the tunnel was lost, and those of them that are still there.
     lost: Cell<u32>,
     falling: Cell<u32>,
+    /// Whether its loss has been held against the far side.
+    blamed: Cell<bool>,
     /// Whether somebody waits for a stream to end.
     wanted: Cell<bool>,
     /// Tells the driver about the above, and that a stream has ended: the last one, or one whose place is wanted.
@@ -87,6 +89,7 @@ impl Tunnel {
             doomed: Cell::new(None),
             lost: Cell::new(0),
             falling: Cell::new(0),
+            blamed: Cell::new(false),
             wanted: Cell::new(false),
             told: Notify::new(),
         })
@@ -128,6 +131,12 @@ impl Tunnel {
     /// A stream has received or given on bytes.
     pub fn hold(&self, change: i64) {
         self.buffered.set(self.buffered.get().saturating_add_signed(change));
+    }
+
+    /// Whether this is the first time that somebody holds its loss against the far side.
+    #[must_use]
+    pub fn blame_once(&self) -> bool {
+        !self.blamed.replace(true)
     }
 
     /// Whether the driver is to be told of each stream that ends.

@@ -93,13 +93,14 @@ impl Live {
                 .is_ok()
     }
 
-    /// Connecting to it worked, and took so long.
-    pub fn succeeded(&self, now_ms: u64, took: Duration) {
+    /// Connecting to it worked, and took so long. Returns whether it had been ejected.
+    pub fn succeeded(&self, now_ms: u64, took: Duration) -> bool {
         let counters = &*self.0;
         if counters.failures.load(Ordering::Relaxed) != 0 {
             counters.failures.store(0, Ordering::Relaxed);
         }
-        if counters.ejected_until.load(Ordering::Relaxed) != 0 {
+        let was_out = counters.ejected_until.load(Ordering::Relaxed) != 0;
+        if was_out {
             counters.ejected_until.store(0, Ordering::Relaxed);
             counters.ejections.store(0, Ordering::Relaxed);
         }
@@ -108,6 +109,7 @@ impl Live {
         let mean = if before == 0 { took } else { before - before / WEIGHT + took / WEIGHT };
         // Two workers may overwrite each other: one sample is lost, which is no matter.
         counters.latency.store(mean.min(LONGEST_US) << 32 | now_ms & LONGEST_US, Ordering::Relaxed);
+        was_out
     }
 
     /// Connecting to it failed, or a tunnel to it was lost. Returns how often in a row.
@@ -181,7 +183,7 @@ mod tests {
         assert!(!live.try_out(1999, SECOND), "not yet");
         assert!(live.try_out(2000, 5 * SECOND) && !live.try_out(2000, 5 * SECOND), "one of two gets it");
         assert_eq!((live.standing(6999), live.standing(7000)), (Standing::Ejected, Standing::OnTrial));
-        live.succeeded(7000, Duration::from_micros(80));
+        assert!(live.succeeded(7000, Duration::from_micros(80)));
         assert_eq!((live.standing(7000), live.failed()), (Standing::Fine, 1), "failures count anew");
     }
 
@@ -190,7 +192,7 @@ mod tests {
         let live = Live::default();
         let times: Vec<u64> = (0..5).map(|_| live.eject(0, SECOND, 6 * SECOND, 0.0).as_secs()).collect();
         assert_eq!(times, [1, 2, 4, 6, 6]);
-        live.succeeded(0, SECOND);
+        let _ = live.succeeded(0, SECOND);
         assert_eq!(live.eject(0, SECOND, 6 * SECOND, 0.0), SECOND);
     }
 
@@ -198,11 +200,11 @@ mod tests {
     fn a_latency_is_forgotten() {
         let live = Live::default();
         assert_eq!(live.latency_us(5), 0);
-        live.succeeded(1000, Duration::from_micros(800));
+        let _ = live.succeeded(1000, Duration::from_micros(800));
         assert_eq!([1000, 11_000, 21_000, 1_000_000].map(|now| live.latency_us(now)), [800, 400, 200, 0]);
-        live.succeeded(1000, Duration::from_micros(1600));
+        let _ = live.succeeded(1000, Duration::from_micros(1600));
         assert_eq!(live.latency_us(1000), 1000);
-        live.succeeded(u64::from(u32::MAX), Duration::from_micros(800));
+        let _ = live.succeeded(u64::from(u32::MAX), Duration::from_micros(800));
         assert_eq!(live.latency_us(u64::from(u32::MAX) + 10_000), 400, "across the clock's second half");
     }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::mesh::PolicyKey;
 use crate::proxy::registry::{Direction, Entry};
 use crate::proxy::worker::Worker;
 use crate::telemetry::access::{AccessRecord, Attempt};
@@ -106,7 +107,9 @@ fn record(entry: &Entry, ending: Ending) -> Box<AccessRecord> {
         first_byte: entry.first_byte(),
         last_activity: moved.then(|| entry.idle(now)),
         attempts: ending.attempts,
-        detail: ending.detail,
+        detail: ending.detail.or_else(|| entry.denial().map(|denial| denial.to_string().into())),
+        policy: entry.denial().and_then(|denial| denial.policy()).map(PolicyKey::shared),
+        dry_run: entry.dry_run().map(Into::into),
         ..AccessRecord::new(entry.id, entry.door, ending.reason)
     })
 }

@@ -43,6 +43,9 @@ pub enum Denial {
     /// The workload lists a policy that the state does not have.
     #[error("the policy {0}, which the workload lists, does not exist")]
     MissingPolicy(PolicyKey),
+    /// Nobody knows which policies concern this daemon, and there are some.
+    #[error("the state has policies, and `workload.name` does not say which workload this is")]
+    UnknownWorkload,
 }
 
 /// What would be different if dry-run policies were enforced.
@@ -131,8 +134,15 @@ impl Denial {
     pub const fn policy(&self) -> Option<&PolicyKey> {
         match self {
             Self::Explicit(policy) | Self::MissingPolicy(policy) => Some(policy),
-            Self::NotAllowed => None,
+            Self::NotAllowed | Self::UnknownWorkload => None,
         }
+    }
+}
+
+impl DryRun {
+    #[must_use]
+    pub const fn would_deny(&self) -> bool {
+        matches!(self, Self::NotAllowed | Self::Matched { action: Action::Deny, .. })
     }
 }
 

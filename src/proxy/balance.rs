@@ -1,15 +1,20 @@
-//! Balance: which endpoint of a service a connection tries next. A pure function; the random source is an argument.
+//! Balance: which endpoint of a service a connection tries next, and what is learned from its tries.
 //!
-//! Weighted by `capacity` among the endpoints that may take traffic; an endpoint that was tried is not chosen again
-//! while another is untried. One pass over the endpoints, nothing allocated.
+//! ```text
+//! draw    the better of two candidates, by load, latency and weight, in the nearest group that has one that works
+//! eject   failures in a row leave an endpoint alone for a while
+//! ```
+//!
+//! Who may be drawn at all is the service's plan ([`crate::mesh::plan`]). Pure, but for the counters that hang on the state.
 
 pub mod draw;
 pub mod eject;
 
 use std::sync::Arc;
 
-use crate::mesh::{Endpoint, ServiceState};
-use crate::proxy::resolve::endpoint::{Wanted, usable};
+use crate::mesh::Endpoint;
+use crate::mesh::live::{InUse, Live};
+use crate::mesh::plan::Candidates;
 
 /// A chosen endpoint. Where it is and how it is reached is found out afterwards.
 #[derive(Debug, Clone)]
@@ -19,27 +24,11 @@ pub struct Choice {
     pub port: u16,
 }
 
-/// Chooses among the endpoints of `state` that can give what is wanted and are not in `tried` (uids of workloads).
-/// `None`: nothing left to try.
-pub fn choose(
-    state: &ServiceState,
-    wanted: &Wanted<'_>,
-    tried: &[Arc<str>],
-    random: &mut fastrand::Rng,
-) -> Option<Choice> {
-    let mut total: u64 = 0;
-    let mut chosen = None;
-    for endpoint in &state.endpoints {
-        let Some(port) = usable(&state.service, endpoint, wanted) else { continue };
-        if tried.contains(&endpoint.workload.uid) {
-            continue;
-        }
-        let weight = u64::from(endpoint.workload.capacity);
-        total += weight;
-        // Keeps the k-th endpoint with probability weight / total so far: in the end, weight / total for each.
-        if weight > 0 && random.u64(0..total) < weight {
-            chosen = Some((endpoint, port));
-        }
-    }
-    chosen.map(|(endpoint, port)| Choice { endpoint: Arc::clone(endpoint), port })
+/// An endpoint in use, and whom it was drawn from.
+#[derive(Debug)]
+pub struct Picked {
+    pub live: Live,
+    /// Nothing where there was no choice.
+    pub among: Option<Arc<Candidates>>,
+    pub in_use: InUse,
 }

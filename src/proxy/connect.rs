@@ -10,6 +10,7 @@ pub use tunnel::Tunnelled;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,11 +20,15 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::config::settings::{Connect, Tunnel as TunnelSettings};
-use crate::mesh::{ServiceState, Workload};
+use crate::mesh::live::InUse;
+use crate::mesh::{Live, ServiceState, Workload};
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::dial::{DialError, DialOptions, Dialled, dial};
 use crate::net::own_sockets::Way;
-use crate::proxy::balance::{Choice, choose};
+use crate::proxy::authorize::Permit;
+use crate::proxy::balance::draw::{self, Drawn, Nobody, draw};
+use crate::proxy::balance::{Choice, Picked};
+use crate::proxy::resolve::endpoint::{Mode, usable};
 use crate::proxy::resolve::endpoint::{Place, Wanted};
 use crate::proxy::resolve::route::{Among, Asking, Candidate, Route, RouteError, candidate};
 use crate::proxy::resolve::{ResolveError, Target};
@@ -42,6 +47,16 @@ pub struct Connected {
     pub hop: UpstreamAddr,
     /// The workload that was reached, if the state knows it.
     pub workload: Option<Arc<Workload>>,
+    /// What it is counted by.
+    pub using: Counted,
+}
+
+/// What a connection counts at while it lives.
+#[derive(Debug, Default)]
+pub struct Counted {
+    /// The endpoint and, if there is one on the way, the gateway.
+    pub endpoints: Vec<Picked>,
+    pub service: Option<InUse>,
 }
 
 /// What carries it.
@@ -84,6 +99,7 @@ impl From<CloseReason> for ConnectError {
 #[derive(Debug)]
 pub struct Request<'a> {
     pub target: &'a Target,
+    pub permit: Permit,
     pub dst: OriginalDst,
     pub client: PeerAddr,
     /// The client's socket; nothing where the client is a stream, which is watched by whoever asks.
@@ -99,8 +115,12 @@ pub struct Request<'a> {
 /// Which endpoints have been chosen, so that others are before them.
 #[derive(Debug, Default)]
 struct Tried {
-    endpoints: Vec<Arc<str>>,
-    gateways: Vec<Arc<str>>,
+    endpoints: Vec<Live>,
+    gateways: Vec<Live>,
+    /// Of the candidate at hand.
+    picked: Vec<Picked>,
+    /// Whether nobody was left who had not as many connections as allowed.
+    full: bool,
     /// All have been, since this was last set to `false`.
     exhausted: bool,
 }
@@ -126,6 +146,7 @@ pub async fn connect(
     attempts: &mut Vec<Attempt>,
 ) -> Result<Connected, ConnectError> {
     let deadline = tokio::time::Instant::now() + request.limits.deadline;
+    let service = count_at_service(worker, request)?;
     let mut tried = Tried::default();
     let mut last: Option<ConnectError> = None;
     for attempt in 0..request.limits.attempts.get() {
@@ -145,8 +166,12 @@ pub async fn connect(
             Ok(candidate) => candidate,
             Err(error) => return Err(last.unwrap_or(error)),
         };
-        match try_one(worker, request, candidate, attempts, deadline).await {
-            Ok(connected) => return Ok(connected),
+        let result = try_one(worker, request, candidate, attempts, deadline).await;
+        learn(worker, &tried.picked, result.as_ref().err().map(|error| error.reason), attempts);
+        match result {
+            Ok(connected) => {
+                return Ok(Connected { using: Counted { endpoints: tried.picked, service }, ..connected });
+            }
             Err(error) if !retryable(error.reason, request.target) => return Err(error),
             Err(error) => last = Some(error),
         }
@@ -160,12 +185,25 @@ fn next(worker: &Worker, request: &Request<'_>, tried: &mut Tried) -> Result<Can
     let client_namespace = &settings.workload.namespace;
     let asking = Asking { snapshot: &snapshot, dst: request.dst, network: request.network, client_namespace };
     tried.exhausted = false;
+    tried.full = false;
     let mut no_way = None;
     for _ in 0..MOST_WITHOUT_A_WAY {
-        let found =
-            candidate(&asking, request.target, |among, state, wanted| pick(worker, tried, among, state, wanted));
+        tried.picked.clear();
+        let found = candidate(&asking, request.target, |among, state, wanted| {
+            pick(worker, request, tried, among, state, wanted)
+        });
         match found {
-            Ok(candidate) => return Ok(candidate),
+            Ok(candidate) => {
+                if let (Target::Single { .. }, Way::Out, Some(workload)) =
+                    (request.target, request.way, &candidate.workload)
+                {
+                    count_at(workload, settings.limits.per_endpoint, tried)?;
+                }
+                return Ok(candidate);
+            }
+            Err(RouteError::NoEndpoint | RouteError::NoWaypoint(_)) if tried.full && no_way.is_none() => {
+                return Err(CloseReason::EndpointLimit.into());
+            }
             Err(error @ (RouteError::NoEndpoint | RouteError::NoWaypoint(_))) => {
                 return Err(no_way.unwrap_or(error).into());
             }
@@ -178,24 +216,102 @@ fn next(worker: &Worker, request: &Request<'_>, tried: &mut Tried) -> Result<Can
     Err(no_way.unwrap_or(RouteError::NoEndpoint).into())
 }
 
-/// An endpoint that has not been tried; one that has, only when there is no other.
-fn pick(worker: &Worker, tried: &mut Tried, among: Among, state: &ServiceState, wanted: &Wanted<'_>) -> Option<Choice> {
-    let Tried { endpoints, gateways, exhausted } = tried;
+/// One that has not been tried; one that has, only when there is no other.
+fn pick(
+    worker: &Worker,
+    request: &Request<'_>,
+    tried: &mut Tried,
+    among: Among,
+    state: &ServiceState,
+    wanted: &Wanted<'_>,
+) -> Option<Choice> {
+    let candidates = match wanted.mode {
+        Mode::Standard => state.plan().port(wanted.port)?,
+        Mode::Waypoint => state.plan().waypoint_port(wanted.port),
+    };
+    let source = local_workload(worker);
+    let limits = worker.settings().limits;
+    let Tried { endpoints, gateways, picked, full, exhausted } = tried;
     let tried = match among {
         Among::Endpoints => endpoints,
         Among::Gateways => gateways,
     };
-    let choose = |tried: &[Arc<str>]| worker.with_random(|random| choose(state, wanted, tried, random));
-    let choice = match choose(tried) {
-        None if !tried.is_empty() => {
+    for _ in 0..MOST_WITHOUT_A_WAY {
+        let draw = |tried: &[Live]| {
+            let asking = draw::Asking {
+                source: source.as_deref(),
+                tried,
+                limit: state.service.max_connections.per_endpoint.or(limits.per_endpoint),
+                trial: request.limits.deadline,
+                now_ms: worker.now_ms(),
+            };
+            worker.with_random(|random| draw(candidates, &asking, random))
+        };
+        let mut drawn = draw(tried);
+        *full |= matches!(drawn, Err(Nobody::Full));
+        if drawn.is_err() && !tried.is_empty() {
             tried.clear();
             *exhausted |= among == Among::Endpoints;
-            choose(tried)
+            drawn = draw(tried);
         }
-        choice => choice,
-    }?;
-    tried.push(Arc::clone(&choice.endpoint.workload.uid));
-    Some(choice)
+        let Drawn { endpoint, in_use } = drawn.ok()?;
+        let live = endpoint.workload.live.clone();
+        tried.push(live.clone());
+        if let Some(port) = usable(&state.service, &endpoint, wanted) {
+            picked.push(Picked { live, among: Some(Arc::clone(candidates)), in_use });
+            return Some(Choice { endpoint, port });
+        }
+    }
+    None
+}
+
+/// Counts the connection at the service that it is for.
+fn count_at_service(worker: &Worker, request: &Request<'_>) -> Result<Option<InUse>, ConnectError> {
+    let Target::Service { state, .. } = request.target else { return Ok(None) };
+    let limit = state.service.max_connections.per_service.or(worker.settings().limits.per_service);
+    state.live.take(limit).map(Some).ok_or_else(|| CloseReason::ServiceLimit.into())
+}
+
+/// Counts the connection at a workload for which there was no choice.
+fn count_at(workload: &Workload, limit: Option<NonZeroU32>, tried: &mut Tried) -> Result<(), ConnectError> {
+    let live = workload.live.clone();
+    let in_use = live.take(limit).ok_or(CloseReason::EndpointLimit)?;
+    tried.picked.push(Picked { live, among: None, in_use });
+    Ok(())
+}
+
+/// Notes what a try has shown of the endpoints that were picked for it.
+fn learn(worker: &Worker, picked: &[Picked], failure: Option<CloseReason>, attempts: &[Attempt]) {
+    let Some(attempt) = attempts.last() else { return };
+    match failure {
+        None => picked.iter().for_each(|picked| worker.endpoint_worked(picked, attempt.address, attempt.took)),
+        // Through a gateway it is the gateway that was tried.
+        Some(reason) if blames_endpoint(reason) => {
+            if let Some(picked) = picked.last() {
+                worker.endpoint_failed(picked, attempt.address, reason);
+            }
+        }
+        Some(_) => {}
+    }
+}
+
+/// Whether a failure tells something of the endpoint, and not of us, of the client or of what is denied.
+const fn blames_endpoint(reason: CloseReason) -> bool {
+    matches!(
+        reason,
+        CloseReason::ConnectTimeout
+            | CloseReason::ConnectUnreachable
+            | CloseReason::ConnectRefused
+            | CloseReason::ConnectReset
+            | CloseReason::TunnelConnectTimeout
+            | CloseReason::TunnelHandshakeTimeout
+            | CloseReason::TlsFailed
+            | CloseReason::PeerRefused
+            | CloseReason::Http2Failed
+            | CloseReason::TunnelRefused
+            | CloseReason::TunnelResponseTimeout
+            | CloseReason::TunnelLost
+    )
 }
 
 /// Finds out where the candidate is, and connects to it.
@@ -222,7 +338,7 @@ async fn try_one(
     let took = started.elapsed();
     let outcome = result.as_ref().map(|_| ()).map_err(|error| error.reason);
     attempts.push(Attempt { address: hop.socket_addr(), outcome, took });
-    result.map(|via| Connected { via, hop, workload })
+    result.map(|via| Connected { via, hop, workload, using: Counted::default() })
 }
 
 /// The address behind the route's host name.

@@ -13,8 +13,9 @@ use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, connect};
+use crate::proxy::gate::{pass, served};
 use crate::proxy::original_dst::original_dst;
-use crate::proxy::registry::State;
+use crate::proxy::registry::{State, Who};
 use crate::proxy::resolve::{Carriage, Target};
 use crate::telemetry::CloseReason;
 
@@ -38,6 +39,9 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     if settings.inbound.plaintext == Plaintext::Deny && !settings.inbound.plaintext_ports.contains(&dst.port()) {
         return Err(CloseReason::PlaintextDenied.into());
     }
+    served(worker).await?;
+    let who = Who { identity: None, source: entry.peer.ip(), destination: dst.ip(), port: dst.port() };
+    let permit = pass(worker, entry, who)?;
     let source = source_to_borrow(worker, settings.preserve_source, entry.peer.ip())?;
     let workload = {
         let snapshot = worker.snapshot();
@@ -55,6 +59,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     let target = Target::Single { address, workload, service: None, carriage: Carriage::Plain };
     let request = Request {
         target: &target,
+        permit,
         dst,
         client: entry.peer,
         downstream: Some(downstream),

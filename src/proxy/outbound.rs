@@ -9,10 +9,12 @@ use crate::net::address::{OriginalDst, UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
+use crate::proxy::authorize::Permit;
 use crate::proxy::connect::{ConnectError, Connected, Request, Tunnelled, Via, connect};
 use crate::proxy::original_dst::original_dst;
-use crate::proxy::registry::State;
+use crate::proxy::registry::{State, Using};
 use crate::proxy::resolve::{Question, Target, resolve};
+use crate::proxy::review::look_for_endpoint;
 use crate::proxy::worker::Worker;
 use crate::telemetry::{CloseReason, SecurityPolicy};
 
@@ -95,6 +97,7 @@ pub(super) async fn connect_to(
     entry.set_state(State::Connecting);
     let request = Request {
         target,
+        permit: Permit::own(),
         dst,
         client: entry.peer,
         downstream: Some(downstream),
@@ -104,7 +107,12 @@ pub(super) async fn connect_to(
         source: None,
         way: Way::Out,
     };
-    let result = connect(worker, &request, attempts).await;
+    let mut result = connect(worker, &request, attempts).await;
+    if let Ok(Connected { workload: Some(workload), using, .. }) = &mut result {
+        entry.set_using(Using { workload: Arc::clone(workload), counted: std::mem::take(using) });
+        // It may have left while it was connected to.
+        look_for_endpoint(entry, &worker.snapshot());
+    }
     let mut facts = entry.facts.borrow_mut();
     match &result {
         Ok(connected) => {

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,9 +16,11 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::config::Settings;
+use crate::identity::SpiffeId;
 use crate::mesh::Workload;
-use crate::mesh::live::InUse;
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
+use crate::proxy::authorize::Denial;
+use crate::proxy::connect::Counted;
 use crate::telemetry::traffic::{SecurityPolicy, TrafficSeries};
 use crate::telemetry::{CloseReason, Door, PeerLabels, ServiceLabels};
 
@@ -78,12 +81,22 @@ pub struct Facts {
     pub hbone_addr: Option<Arc<str>>,
 }
 
+/// What policy needs to know of a connection to the local workload; does not change while it lives.
+#[derive(Debug, Clone)]
+pub struct Who {
+    /// Verified; nothing where the connection is in the clear.
+    pub identity: Option<SpiffeId>,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// The one that the client addressed.
+    pub port: u16,
+}
+
 /// The endpoint that a connection uses; counted as in use until dropped.
 #[derive(Debug)]
 pub struct Using {
     pub workload: Arc<Workload>,
-    /// Of the workload and, if it was reached by one, of the service.
-    pub counted: (InUse, Option<InUse>),
+    pub counted: Counted,
 }
 
 /// What the sweep asks a connection to do at its next poll.
@@ -119,6 +132,11 @@ pub struct Entry {
     given: Cell<u8>,
     stalled: Cell<bool>,
     using: OnceCell<Using>,
+    who: OnceCell<Who>,
+    /// Why policy does not want it, if it does not.
+    denial: OnceCell<Denial>,
+    /// What policies that are not enforced said of it.
+    dry_run: OnceCell<Box<str>>,
     /// Since when the endpoint is not in the state any more.
     orphaned: Cell<Option<Instant>>,
     killed: Cell<Option<CloseReason>>,
@@ -146,6 +164,9 @@ impl Entry {
             given: Cell::new(0),
             stalled: Cell::new(false),
             using: OnceCell::new(),
+            who: OnceCell::new(),
+            denial: OnceCell::new(),
+            dry_run: OnceCell::new(),
             orphaned: Cell::new(None),
             killed: Cell::new(None),
             waker: RefCell::new(None),
@@ -206,6 +227,40 @@ impl Entry {
     /// Notes the endpoint that was reached; the first one stays.
     pub fn set_using(&self, using: Using) {
         let _ = self.using.set(using);
+    }
+
+    /// Notes what policy decides by; the first one stays.
+    pub fn set_who(&self, who: Who) -> &Who {
+        self.who.get_or_init(|| who)
+    }
+
+    #[must_use]
+    pub fn who(&self) -> Option<&Who> {
+        self.who.get()
+    }
+
+    /// Notes why it is denied; the first one stays.
+    pub fn set_denial(&self, denial: Denial) {
+        let _ = self.denial.set(denial);
+    }
+
+    #[must_use]
+    pub fn denial(&self) -> Option<&Denial> {
+        self.denial.get()
+    }
+
+    pub fn set_dry_run(&self, said: Box<str>) {
+        let _ = self.dry_run.set(said);
+    }
+
+    #[must_use]
+    pub fn dry_run(&self) -> Option<&str> {
+        self.dry_run.get().map(AsRef::as_ref)
+    }
+
+    #[must_use]
+    pub fn using(&self) -> Option<&Using> {
+        self.using.get()
     }
 
     /// The workload that was reached, as it was then.

@@ -4,6 +4,7 @@
 //! The worker reads each new snapshot and settings once, into its own cells: a connection reads them there without any
 //! lock. It hears the phases of the process, obeys commands from the control thread, and sweeps its connections.
 
+mod endpoints;
 mod run;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -31,6 +32,8 @@ use crate::net::local::LocalAddresses;
 use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
 use crate::proxy::baggage::Baggage;
+use crate::proxy::balance::eject::Ejections;
+use crate::proxy::gate::Served;
 use crate::proxy::handshakes::{Queue, Slots};
 use crate::proxy::hostnames::{Hostnames, System};
 use crate::proxy::limits::{Admitted, ConnectionLimits};
@@ -67,6 +70,7 @@ pub struct Shared {
     pub own_ports: OwnPorts,
     pub budget: Budget,
     pub limits: ConnectionLimits,
+    pub ejections: Ejections,
     pub handshakes: Slots,
     /// What the peers of all tunnels may send before an application takes it.
     pub windows: Arc<Windows>,
@@ -134,6 +138,8 @@ pub struct Worker {
     pub counters: Arc<WorkerCounters>,
     settings: RefCell<Rc<Settings>>,
     snapshot: RefCell<Arc<Snapshot>>,
+    /// Of that snapshot.
+    served: RefCell<Served>,
     local: RefCell<LocalAddresses>,
     traffic: RefCell<TrafficCache>,
     limiters: RefCell<[LineLimiter; Door::ALL.len()]>,
@@ -153,6 +159,7 @@ impl Worker {
         let settings = Rc::new(Settings::clone(&shared.settings.borrow()));
         let snapshot = Arc::clone(&shared.snapshot.borrow());
         let tunnels = Tunnels::new(Arc::clone(&counters));
+        let served = served_in(&snapshot, &settings);
         Rc::new(Self {
             index,
             registry: Rc::new(Registry::new(index)),
@@ -165,6 +172,7 @@ impl Worker {
             counters,
             settings: RefCell::new(settings),
             snapshot: RefCell::new(snapshot),
+            served: RefCell::new(served),
             local: RefCell::default(),
             traffic: RefCell::default(),
             limiters: RefCell::new(std::array::from_fn(|_| LineLimiter::new(EARLY_LINES))),
@@ -189,8 +197,21 @@ impl Worker {
         Ref::map(self.snapshot.borrow(), AsRef::as_ref)
     }
 
+    /// The workload that this daemon serves, in that state. Do not hold it across an await.
+    #[must_use]
+    pub fn served(&self) -> Ref<'_, Served> {
+        self.served.borrow()
+    }
+
+    /// Whether no workload of the state is meant to be served.
+    #[must_use]
+    pub fn serves_nobody(&self) -> bool {
+        self.settings.borrow().workload.name.is_empty()
+    }
+
     /// Takes a new state for all connections from here on.
     pub fn follow(&self, snapshot: Arc<Snapshot>) {
+        *self.served.borrow_mut() = served_in(&snapshot, &self.settings());
         *self.snapshot.borrow_mut() = snapshot;
         self.new_state.notify_one();
         self.any_state.notify_waiters();
@@ -281,6 +302,10 @@ impl Worker {
         let load = self.registry.len() + self.tunnels.len() + self.handshakes.len();
         self.post().load.store(load, Ordering::Relaxed);
     }
+}
+
+fn served_in(snapshot: &Snapshot, settings: &Settings) -> Served {
+    Served::new(snapshot, snapshot.local_workload(&settings.workload, &settings.node))
 }
 
 fn tunnel_pool(shared: &Shared, tunnels: &Rc<Tunnels>) -> Option<Rc<hbone::Pool>> {

@@ -55,6 +55,8 @@ pub struct AccessRecord {
     pub attempts: Vec<Attempt>,
     /// Of a denial: the policy's key, or nothing where no policy allowed it, and what was decided.
     pub policy: Option<Arc<str>>,
+    /// What policies that are not enforced said.
+    pub dry_run: Option<Box<str>>,
     pub close: CloseReason,
     /// More about `close`, for example the system's error.
     pub detail: Option<Box<str>>,
@@ -94,6 +96,7 @@ impl AccessRecord {
             last_activity: None,
             attempts: Vec::new(),
             policy: None,
+            dry_run: None,
             close,
             detail: None,
         }
@@ -178,6 +181,7 @@ impl AccessRecord {
             known(line, "policy", self.policy.as_deref().unwrap_or_default());
             line.text("decision", "deny");
         }
+        known(line, "policy.dry_run", self.dry_run.as_deref().unwrap_or_default());
         line.text("close_reason", self.close.as_str());
         line.text("close_side", self.close.side().as_str());
         line.text("close_phase", self.close.phase().as_str());

@@ -25,6 +25,26 @@ const LATER_LIMITS: [(&str, CloseReason); 3] = [
     ("source_rate", CloseReason::RateLimited),
 ];
 
+/// What policies said of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyCount {
+    Allowed,
+    /// At its beginning or later.
+    Denied,
+    /// By a policy that is not enforced.
+    WouldDeny,
+    WouldAllow,
+}
+
+impl PolicyCount {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Allowed, "allow"),
+        (Self::Denied, "deny"),
+        (Self::WouldDeny, "dry_run_deny"),
+        (Self::WouldAllow, "dry_run_allow"),
+    ];
+}
+
 /// One worker's counters. 128: the prefetcher fetches cache lines in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -38,6 +58,8 @@ pub struct WorkerCounters {
     refused: [AtomicU64; SCOPES],
     accept_backoffs: AtomicU64,
     lines_suppressed: AtomicU64,
+    ejections: AtomicU64,
+    policy: [AtomicU64; PolicyCount::ALL.len()],
     /// As last counted.
     orphans: AtomicU64,
     pub tunnels: TunnelCounters,
@@ -55,6 +77,8 @@ impl Default for WorkerCounters {
             refused: [const { AtomicU64::new(0) }; SCOPES],
             accept_backoffs: AtomicU64::new(0),
             lines_suppressed: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
+            policy: [const { AtomicU64::new(0) }; PolicyCount::ALL.len()],
             orphans: AtomicU64::new(0),
             tunnels: TunnelCounters::default(),
             hostnames: HostnameCounters::default(),
@@ -92,6 +116,15 @@ impl WorkerCounters {
     /// `accept` found no descriptor or memory and waits a moment.
     pub fn accept_backoff(&self) {
         self.accept_backoffs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn policy(&self, count: PolicyCount) {
+        self.policy[count as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An endpoint is left alone for a while.
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Connections whose endpoint is not in the state any more; told by the sweep.
@@ -216,6 +249,12 @@ impl Workers {
             "Tries to reach an endpoint",
             self.sum(|worker| &worker.attempts),
         )?;
+        family::counter(
+            encoder,
+            "adit_endpoint_ejections",
+            "How often an endpoint was left alone for a while because it failed",
+            self.sum(|worker| &worker.ejections),
+        )?;
         family::counters(
             encoder,
             "adit_connect_failures",
@@ -248,6 +287,13 @@ impl Workers {
             self.sum(|worker| &worker.lines_suppressed),
         )?;
         hostnames::encode(encoder, &self.lock())?;
+        family::counters(
+            encoder,
+            "adit_policy_decisions",
+            "What policies said of connections to the workload",
+            PolicyCount::ALL
+                .map(|(count, word)| ([("decision", word)], self.sum(|worker| &worker.policy[count as usize]))),
+        )?;
         tunnels::encode(encoder, &self.lock())
     }
 }

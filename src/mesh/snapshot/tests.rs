@@ -385,6 +385,8 @@ impl Model {
             Change::RemoveWorkload(uid) => drop(self.workloads.remove(uid)),
             Change::PutService(spec) => drop(self.specs.insert(spec.key().clone(), spec.clone())),
             Change::RemoveService(key) => drop(self.specs.remove(key)),
+            // They have a model of their own.
+            Change::PutPolicy(_) | Change::RemovePolicy(_) => {}
         }
     }
 

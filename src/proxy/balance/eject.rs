@@ -4,12 +4,39 @@
 //! failure. Never more than half of a port's candidates are out at the same time, since then the fault is more likely
 //! ours, or the network's, than theirs. Nothing here can fail.
 
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::settings::Balance;
 use crate::mesh::Live;
 use crate::mesh::live::Standing;
 use crate::mesh::plan::Candidates;
+
+/// More than this many ejected endpoints are not listed.
+const MOST_LISTED: usize = 10_000;
+
+/// The endpoints that are out, for whoever looks; taken only when one goes out and when somebody looks.
+#[derive(Debug, Default)]
+pub struct Ejections(Mutex<Vec<(Live, SocketAddr)>>);
+
+impl Ejections {
+    pub fn add(&self, live: &Live, address: SocketAddr, now_ms: u64) {
+        let mut listed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|(other, _)| !other.is(live) && other.standing(now_ms) != Standing::Fine);
+        if listed.len() < MOST_LISTED {
+            listed.push((live.clone(), address));
+        }
+    }
+
+    /// Who is out now, or on trial.
+    #[must_use]
+    pub fn now(&self, now_ms: u64) -> Vec<SocketAddr> {
+        let mut listed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|(live, _)| live.standing(now_ms) != Standing::Fine);
+        listed.iter().map(|(_, address)| *address).collect()
+    }
+}
 
 /// Notes that connecting failed, or that a tunnel was lost. Returns for how long the endpoint is ejected, if it is now.
 /// `jitter`: 0 to 1.
@@ -70,7 +97,7 @@ mod tests {
             (failed(&candidates, live, settings, 0, 0.0), failed(&candidates, live, settings, 0, 0.0)),
             (None, None)
         );
-        live.succeeded(0, Duration::ZERO);
+        let _ = live.succeeded(0, Duration::ZERO);
         let times: Vec<_> = (0..3).map(|_| failed(&candidates, live, settings, 0, 0.0)).collect();
         assert_eq!(times, [None, None, Some(Duration::from_secs(10))], "a success between them begins anew");
         let later = 10_000;

@@ -62,6 +62,11 @@ impl From<NoHop> for Refusal {
 
 impl From<ConnectError> for Refusal {
     fn from(ConnectError { reason, detail }: ConnectError) -> Self {
-        Self { detail: detail.map(|error| error.to_string().into()), ..Self::unavailable(reason) }
+        let status = match reason {
+            CloseReason::PolicyDenied => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let answer = Answer::Status(status, reason.as_str());
+        Self { reason, answer, detail: detail.map(|error| error.to_string().into()) }
     }
 }

@@ -1,7 +1,7 @@
 //! One stream of a tunnel that came in: from its request to the application, in this order:
 //!
 //! ```text
-//! admit -> request -> local workload -> next hop -> (authorize) -> connect -> answer -> relay -> account
+//! admit -> request -> local workload -> next hop -> authorize -> connect -> answer -> relay -> account
 //! ```
 //!
 //! The client gets 200 only when the application's connection exists; a refusal is a status and a word. What ends while
@@ -19,24 +19,25 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderValue, StatusCode, request};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use crate::config::Settings;
 use crate::hbone::request::{Claims, LONGEST_AUTHORITY, accepted, read, refused};
 use crate::hbone::server::Asked;
 use crate::hbone::{Chunk, Lease, Stream};
 use crate::mesh::{Snapshot, Workload};
-use crate::net::address::{OriginalDst, PeerAddr};
+use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::descriptors::Lent;
 use crate::net::dial::Dialled;
 use crate::net::own_sockets::Way;
 use crate::proxy::account::{self, Ending};
 use crate::proxy::connect::{Connected, Request, Via, connect};
+use crate::proxy::gate::{pass, served};
 use crate::proxy::inbound::source_to_borrow;
 use crate::proxy::limits::Admitted;
 use crate::proxy::next_hop::{NextHop, Question, Refusal as NoHop, next_hop};
 use crate::proxy::proxy_header::proxy_v2;
-use crate::proxy::registry::{Entry, Registered, State};
+use crate::proxy::registry::{Entry, Registered, State, Who};
 use crate::proxy::relay::reset;
 use crate::proxy::resolve::{Carriage, Target};
 use crate::proxy::tunnelled::refusal::{Answer, Refusal};
@@ -45,8 +46,6 @@ use crate::proxy::worker::Worker;
 use crate::telemetry::access::Attempt;
 use crate::telemetry::{CloseReason, Door, PeerLabels, SecurityPolicy};
 
-/// How long the local workload may take to appear in the state.
-const WORKLOAD_WITHIN: Duration = Duration::from_secs(5);
 /// For a PROXY header, which always fits into a new socket.
 const HEADER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -198,8 +197,13 @@ async fn open(
     note_tunnel(entry, ends, parts);
     let asked = read(parts)?;
     let arrival = ends.tunnel.about.local;
+    // Without a name there is none to wait for, and who has the address of the tunnel is not asked.
+    if worker.serves_nobody() || served(worker).await.is_err() {
+        return Err(NoHop::UnknownLocalWorkload.into());
+    }
     let (local, hop) = {
-        let (snapshot, local) = local_workload(worker, settings, ends).await?;
+        let snapshot = worker.snapshot();
+        let local = worker.served().workload.clone().ok_or(NoHop::UnknownLocalWorkload)?;
         let question = Question {
             arrival,
             authority: &asked.authority,
@@ -211,8 +215,17 @@ async fn open(
         note_ends(entry, ends, &snapshot, &local, asked.claims, hop.as_ref().ok());
         (local, hop?)
     };
-    // Authorization belongs here: after the entry is registered and its facts are known, before anything is dialled.
-    // It is about `hop.policy_port`, the peer's address and its verified identity, never about claims.
+    // By the port that was asked for, the peer's address and its verified identity, never by claims.
+    let permit = pass(
+        worker,
+        entry,
+        Who {
+            identity: Some(ends.tunnel.about.identity.id.clone()),
+            source: entry.peer.ip(),
+            destination: UpstreamAddr::new(arrival).ip(),
+            port: hop.policy_port,
+        },
+    )?;
     let source = match hop.proxy_target {
         // On loopback; the header says who it is.
         Some(_) => None,
@@ -223,6 +236,7 @@ async fn open(
     let target = Target::Single { address, workload, service: None, carriage: Carriage::Plain };
     let request = Request {
         target: &target,
+        permit,
         dst: OriginalDst::new(hop.address.socket_addr()),
         client: entry.peer,
         downstream: None,
@@ -288,38 +302,6 @@ fn source_labels(
             ends.share(PeerLabels { principal: Arc::clone(identity), ..PeerLabels::clone(&workload.labels) })
         }
         None => ends.share(PeerLabels { principal: Arc::clone(identity), ..claims.peer().unwrap_or_default() }),
-    }
-}
-
-/// The workload that this daemon serves, with the state it was found in; waits a while for one that the state does not
-/// have yet.
-async fn local_workload(
-    worker: &Worker,
-    settings: &Settings,
-    ends: &Ends,
-) -> Result<(Arc<Snapshot>, Arc<Workload>), Refusal> {
-    let deadline = Instant::now() + WORKLOAD_WITHIN;
-    let mut snapshots = worker.shared.snapshot.clone();
-    let unknown = || Refusal::from(NoHop::UnknownLocalWorkload);
-    loop {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        if let Some(workload) = find_local(&snapshot, settings, ends).cloned() {
-            return Ok((snapshot, workload));
-        }
-        drop(snapshot);
-        match timeout_at(deadline, snapshots.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return Err(unknown()),
-        }
-    }
-}
-
-/// By its name, if one is configured, else by the address that the tunnel arrived at.
-fn find_local<'a>(snapshot: &'a Snapshot, settings: &Settings, ends: &Ends) -> Option<&'a Arc<Workload>> {
-    if settings.workload.name.is_empty() {
-        snapshot.workload(&settings.network, ends.tunnel.about.local.ip())
-    } else {
-        snapshot.local_workload(&settings.workload, &settings.node)
     }
 }
 

@@ -76,8 +76,8 @@ fn connections_spread_by_weight_and_by_load() {
 #[test]
 fn a_slow_one_gets_less() {
     let two = candidates(2, &[], "");
-    live(&two, 0).succeeded(1000, Duration::from_millis(200));
-    live(&two, 1).succeeded(1000, Duration::from_millis(1));
+    let _ = live(&two, 0).succeeded(1000, Duration::from_millis(200));
+    let _ = live(&two, 1).succeeded(1000, Duration::from_millis(1));
     let counts = draws(&two, &asking(None, &[]), 1000);
     assert!(counts["w001"] > 700 && counts["w000"] > 100, "{counts:?}");
 }
@@ -108,7 +108,7 @@ fn one_connection_tries_out_who_was_ejected() {
     live(&two, 0).eject(0, Duration::from_millis(500), Duration::from_secs(60), 0.0);
     let counts = draws(&two, &asking(None, &[]), 1000);
     assert_eq!((counts.get("w000"), counts.get("w001")), (Some(&1), Some(&999)), "until that one has told how it went");
-    live(&two, 0).succeeded(1000, Duration::from_micros(1));
+    let _ = live(&two, 0).succeeded(1000, Duration::from_micros(1));
     assert!(draws(&two, &asking(None, &[]), 1000)["w000"] > 300);
 }
 

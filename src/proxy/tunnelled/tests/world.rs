@@ -171,6 +171,7 @@ impl World {
             own_ports: OwnPorts::new([door.port()]),
             budget: Budget::new(1024, 0),
             limits,
+            ejections: crate::proxy::balance::eject::Ejections::default(),
             log: logger.handle(),
             families,
             mark: None,
