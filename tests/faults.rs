@@ -28,6 +28,9 @@ mod reload_settings;
 #[path = "faults/reload_mesh.rs"]
 mod reload_mesh;
 
+#[path = "faults/endpoints.rs"]
+mod endpoints;
+
 #[path = "faults/start.rs"]
 mod start;
 

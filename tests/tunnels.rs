@@ -12,7 +12,7 @@
 //! adit_both      adit to adit                 handshakes     OpenSSL to adit
 //! load           many, slow and stalled ones  odd_peers      what only raw frames do
 //! rotation       new leaves, new roots, revocations under load
-//! loss           peers that vanish, drain, come back
+//! loss           peers that vanish, drain, come back      policies       who may reach whom, and live changes of that
 //! ```
 //!
 //! Needs Envoy where `.ci/install-envoy` puts it, and `openssl`; a test that misses one fails and says so.
@@ -80,3 +80,6 @@ mod rotation;
 
 #[path = "tunnels/loss.rs"]
 mod loss;
+
+#[path = "tunnels/policies.rs"]
+mod policies;
