@@ -154,7 +154,7 @@ fn check_reads_the_files_of_the_identity() {
     assert_eq!(plain(&["certs", "issue", "root", "--out", &a]).0, 0);
     let id = "spiffe://cluster.local/ns/default/sa/default";
     assert_eq!(plain(&["certs", "issue", "leaf", "--ca", &a, "--id", id, "--out", &web]).0, 0);
-    let files = "identity: { source: files, files: { cert: web.crt, key: web.key, roots: [a.crt] } }\n";
+    let files = "workload: { name: web }\nidentity: { source: files, files: { cert: web.crt, key: web.key, roots: [a.crt] } }\n";
     std::fs::write(folder.path().join("adit.yaml"), files).unwrap();
     let check = || adit(&["check", "--config", "adit.yaml"], &process);
     let (code, data, messages) = check();

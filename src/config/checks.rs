@@ -29,6 +29,7 @@ const CHECKS: &[Check] = &[
         keys: &["identity.source", "identity.files.cert", "identity.files.key", "identity.files.roots"],
         rule: identity_files,
     },
+    Check { keys: &["identity.source", "workload.name", "listen.hbone"], rule: nobody_to_serve },
     Check { keys: &["limits.outbound", "limits.connections"], rule: |s| within(s, s.limits.outbound) },
     Check { keys: &["limits.inbound", "limits.connections"], rule: |s| within(s, s.limits.inbound) },
     Check { keys: &["limits.socks5", "limits.connections"], rule: |s| within(s, s.limits.socks5) },
@@ -153,6 +154,18 @@ fn identity_files(settings: &Settings) -> Option<(String, String, String)> {
             format!("source: files without {}", missing.join(", ")),
             "files.cert, files.key and files.roots".to_owned(),
             "say which PEM files to read, or set identity.source: none".to_owned(),
+        )
+    })
+}
+
+/// A tunnel's streams are for the local workload, which is found by its name alone.
+fn nobody_to_serve(settings: &Settings) -> Option<(String, String, String)> {
+    let open = settings.identity.source != IdentitySource::None && settings.listen.hbone.is_some();
+    (open && settings.workload.name.is_empty()).then(|| {
+        (
+            "an identity, an open listen.hbone and no workload.name".to_owned(),
+            "the name of the workload that tunnels are for".to_owned(),
+            "set workload.name to its name in the mesh files, or listen.hbone: off if there is none".to_owned(),
         )
     })
 }

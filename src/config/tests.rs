@@ -384,9 +384,17 @@ fn sections_within_sections_are_read_from_every_layer() {
     assert!(problems[0].contains("identity.dev.folders"), "{problems:?}");
     let problems = file("identity: { source: files, files: { cert: /c } }").problems();
     assert!(problems[0].contains("without key, roots"), "{problems:?}");
+    assert!(problems[1].contains("no workload.name"), "{problems:?}");
+    let closed = file("identity: { source: dev, dev: { folder: /a } }\nlisten: { hbone: off }").load();
+    assert_eq!(&*closed.workload.name, "", "whoever only opens tunnels needs no name");
 }
 
-/// A value for each key that differs from its default and is valid beside the defaults of all others.
+/// What the values below are tried with: an identity needs a workload.
+fn with_a_workload() -> Given {
+    Given::nothing().set("workload.name", "own")
+}
+
+/// A value for each key that differs from its default and is valid beside a workload's name and the defaults of all others.
 fn changed_values() -> Vec<(&'static str, &'static str)> {
     let mut values = changed_tunnel_values();
     values.extend([
@@ -486,9 +494,8 @@ fn every_key_round_trips_alone_and_together() {
     assert_eq!(covered, schema::keys().into_iter().collect(), "a key has no example");
     let mut all = Given::nothing();
     for (key, value) in changes {
-        let given = Given::nothing().set(key, value);
-        let settings = given.load();
-        assert_ne!(settings, defaults(), "{key}");
+        let settings = with_a_workload().set(key, value).load();
+        assert_ne!(settings, with_a_workload().load(), "{key}");
         assert_eq!(file(&settings.to_json().to_string()).load(), settings, "{key}");
         all = all.set(key, value);
     }
@@ -498,9 +505,9 @@ fn every_key_round_trips_alone_and_together() {
 
 #[test]
 fn a_reload_applies_live_keys_and_names_the_others() {
-    let running = defaults();
+    let running = with_a_workload().load();
     for (key, value) in changed_values() {
-        let wanted = Given::nothing().set(key, value).load();
+        let wanted = with_a_workload().set(key, value).load();
         let plan = reload::diff(&running, &wanted);
         match (plan.changed.as_slice(), plan.refused.as_slice()) {
             ([changed], []) => {
@@ -521,7 +528,7 @@ fn a_reload_applies_live_keys_and_names_the_others() {
 
 #[test]
 fn addresses_workers_mode_and_capture_need_a_restart_and_times_and_limits_do_not() {
-    let plan = |key, value: &str| reload::diff(&defaults(), &Given::nothing().set(key, value).load());
+    let plan = |key, value: &str| reload::diff(&with_a_workload().load(), &with_a_workload().set(key, value).load());
     for (key, value) in changed_values() {
         let restart = ["listen.", "workload.", "admin.", "identity."].iter().any(|section| key.starts_with(section))
             && key != "identity.trustDomainAliases"

@@ -199,11 +199,17 @@ fn leads_to(snapshot: &Snapshot, destination: &GatewayDestination, local: &Workl
         GatewayDestination::Hostname(key) => match snapshot.service_by_key(&key.namespace, &key.hostname) {
             Some(state) => is_endpoint(state),
             None => {
-                let by_name = *local.namespace == *key.namespace && *local.hostname == *key.hostname;
+                let by_name = *local.namespace == *key.namespace && is_same_host(&local.hostname, &key.hostname);
                 by_name && local.ips.contains(&arrival)
             }
         },
     }
+}
+
+/// However they are written, with or without the root's dot.
+fn is_same_host(one: &str, other: &str) -> bool {
+    let (one, other) = (one.strip_suffix('.').unwrap_or(one), other.strip_suffix('.').unwrap_or(other));
+    !one.is_empty() && one.eq_ignore_ascii_case(other)
 }
 
 fn service_named<'a>(

@@ -131,9 +131,10 @@ fn what_needs_a_tunnel_is_never_carried_in_the_clear() {
                     assert_eq!(end, End::Reset, "{to}");
                 }
             }
-            // What a tunnel of our own would reach fails for want of an identity, the rest for want of a way.
-            scene.wait_metric("adit_connections_closed_total", &["reason=\"no_identity\""], 4.0);
-            scene.wait_metric("adit_connections_closed_total", &["reason=\"tunnel_unsupported\""], 6.0);
+            // What a tunnel of our own or to a waypoint would reach fails for want of an identity; to the other network
+            // there is no gateway.
+            scene.wait_metric("adit_connections_closed_total", &["reason=\"no_identity\""], 8.0);
+            scene.wait_metric("adit_connections_closed_total", &["reason=\"gateway_unavailable\""], 2.0);
             let not_begun = scene.metric("adit_connect_failures_total", &["reason=\"no_identity\""]);
             assert_eq!(scene.metric("adit_connect_attempts_total", &[]), not_begun);
             assert_eq!(syns.seen(), 0, "the server saw a connection in the clear");

@@ -109,7 +109,8 @@ const OWN_WORKLOAD: &str =
 
 /// What runs, and on top of it the changes.
 fn settings(changes: &[(&str, &str)]) -> String {
-    let base = [("preserveSource", "off"), ("listen.socks5", "127.0.0.1:15080"), ("workers", "2")];
+    let base =
+        [("workload.name", "base"), ("preserveSource", "off"), ("listen.socks5", "127.0.0.1:15080"), ("workers", "2")];
     let mut flat: BTreeMap<&str, &str> = base.into_iter().collect();
     flat.extend(changes.iter().copied());
     let mut sections: BTreeMap<&str, Vec<String>> = BTreeMap::new();

@@ -139,7 +139,6 @@ fn registry_only_reaches_what_the_mesh_knows() {
         let mut adit = lab.adit(&format!("{SETTINGS}egress: registryOnly\n"), mesh);
         adit.expect_log("unknown_destination");
         adit.expect_log("no_identity");
-        adit.expect_log("tunnel_unsupported");
         // Five refusals before a connect, which a worker may log in a second.
         adit.expect_log("no_service_port");
         for request in [at("10.77.0.3:7000"), at("10.99.0.1:80"), to_name("svc.test", 80), to_name("10.77.0.3", 7000)] {
@@ -147,7 +146,7 @@ fn registry_only_reaches_what_the_mesh_knows() {
         }
         // What needs a tunnel is never carried in the clear.
         assert_eq!(refusal(&lab.adit, &at("10.77.0.9:7000")), FAILED, "there is no identity to open a tunnel with");
-        assert_eq!(refusal(&lab.adit, &at("10.77.0.10:7000")), NOT_ALLOWED);
+        assert_eq!(refusal(&lab.adit, &at("10.77.0.10:7000")), FAILED, "nor one to the waypoint");
         for request in [at("10.77.0.1:7000"), to_name("other.test", 7000), to_name("known.test", 7000)] {
             assert_eq!(refusal(&lab.adit, &request), NOT_ALLOWED, "{request:?}");
         }

@@ -25,7 +25,7 @@ fn a_revocation_is_in_force_while_half_a_pair_waits() {
         issue(&["revocations", "--ca", &ca, "--out", &at("in-force.crl")]);
         issue(&["revocations", "--ca", &ca, &at("peer.crt"), "--out", &at("later.crl")]);
         let settings = format!(
-            "{SETTINGS}identity:\n  source: files\n  files: {{ cert: {own}.crt, key: {own}.key, roots: [{ca}.crt], \
+            "{SETTINGS}workload: {{ name: own }}\nidentity:\n  source: files\n  files: {{ cert: {own}.crt, key: {own}.key, roots: [{ca}.crt], \
              crls: [{}] }}\n",
             at("in-force.crl")
         );

@@ -2,6 +2,7 @@
 
 mod ends;
 mod failures;
+mod inside;
 mod peer;
 mod sharing;
 

@@ -15,7 +15,7 @@ workloads:
 - { uid: bare, name: bare, namespace: infra, network: net, workloadIps: [10.0.0.31], services: {}, applicationTunnel: { protocol: PROXY } }
 - { uid: port, name: port, namespace: infra, network: net, workloadIps: [10.0.0.32], services: {}, applicationTunnel: { protocol: NONE, port: 9000 } }
 - { uid: loop, name: loop, namespace: infra, network: net, workloadIps: [10.0.0.33], services: {}, applicationTunnel: { protocol: PROXY, port: 15001 } }
-- { uid: by-ip, namespace: shop, network: net, workloadIps: [10.0.1.1], services: {}, waypoint: { destination: net/10.0.0.20, hboneMtlsPort: 15008 } }
+- { uid: by-ip, namespace: shop, network: net, workloadIps: [10.0.1.1], services: { shop/unattached.shop: {} }, waypoint: { destination: net/10.0.0.20, hboneMtlsPort: 15008 } }
 - { uid: by-vip, namespace: shop, network: net, workloadIps: [10.0.1.2], services: {}, waypoint: { destination: net/10.1.0.20, hboneMtlsPort: 15008 } }
 - { uid: by-host, namespace: shop, network: net, workloadIps: [10.0.1.3], services: {}, waypoint: { destination: infra/way.infra, hboneMtlsPort: 15008 } }
 - { uid: by-workload-host, namespace: shop, network: net, workloadIps: [10.0.1.4], services: {}, waypoint: { destination: infra/way.example, hboneMtlsPort: 15008 } }
@@ -23,6 +23,7 @@ workloads:
 - { uid: by-foreign-ip, namespace: shop, network: net, workloadIps: [10.0.1.6], services: {}, waypoint: { destination: far/10.0.0.20, hboneMtlsPort: 15008 } }
 - { uid: by-unknown, namespace: shop, network: net, workloadIps: [10.0.1.7], services: {}, waypoint: { destination: infra/nobody, hboneMtlsPort: 15008 } }
 - { uid: by-foreign-name, namespace: shop, network: net, workloadIps: [10.0.1.8], services: {}, waypoint: { destination: shop/way.example, hboneMtlsPort: 15008 } }
+- { uid: by-other-spelling, namespace: shop, network: net, workloadIps: [10.0.1.11], services: {}, waypoint: { destination: infra/Way.Example., hboneMtlsPort: 15008 } }
 - { uid: far, namespace: shop, network: far, workloadIps: [10.0.1.9], services: {}, waypoint: { destination: infra/way.infra, hboneMtlsPort: 15008 } }
 - { uid: behind-service, namespace: shop, network: net, workloadIps: [10.0.1.10], services: { shop/attached.shop: {} } }
 services:
@@ -150,6 +151,7 @@ fn to_a_waypoint_without_a_tunnel() {
         (at("10.0.1.2:80"), "10.0.0.20:80 80"),
         (at("10.0.1.3:80"), "10.0.0.20:80 80"),
         (at("10.0.1.4:80"), "10.0.0.20:80 80"),
+        (at("10.0.1.11:80"), "10.0.0.20:80 80"),
         (at("10.1.0.4:80"), "10.0.0.20:80 80"),
         (at("10.1.0.5:80"), "10.0.0.20:80 80"),
         (at("10.1.0.6:80"), "10.0.0.20:80 80"),

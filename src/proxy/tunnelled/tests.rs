@@ -156,6 +156,20 @@ fn a_workload_that_does_not_appear_is_503() {
     });
 }
 
+/// There is nothing to wait for, and who has the address of the tunnel is not asked.
+#[test]
+fn without_a_name_no_workload_is_served() {
+    run(async {
+        let world = World::with(MESH, |settings| settings.workload.name = "".into());
+        let mut client = world.client().await;
+        let asked = Instant::now();
+        let (response, _send) = client.connect("127.0.0.1:80").await;
+        assert_eq!(refusal(&response), (503, "unknown_local_workload".to_owned()));
+        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+        world.wait_closed(CloseReason::UnknownWorkload, 1).await;
+    });
+}
+
 /// A listener whose queue is full: a connection to it is neither accepted nor refused.
 struct BlackHole(Vec<socket2::Socket>, String);
 
