@@ -10,6 +10,7 @@ pub mod client;
 mod completions;
 mod demo;
 mod exit;
+mod explain;
 mod output;
 mod redirect;
 mod run;
@@ -66,6 +67,9 @@ enum Command {
     /// Run a small mesh on loopback to try things out; needs no privileges
     #[command(after_help = demo::EXAMPLE)]
     Demo(ConfigArgs),
+    /// Say step by step what adit would do with a connection
+    #[command(after_help = explain::EXAMPLE)]
+    Explain(Box<explain::ExplainArgs>),
     Certs(certs::CertsArgs),
     Redirect(redirect::RedirectArgs),
     /// Show how a running daemon is
@@ -123,6 +127,7 @@ fn run_in(
         Command::Run(config) => run::execute(config.sources(process), daemon, output),
         Command::Check(config) => check::execute(&config.sources(process), daemon, output),
         Command::Demo(config) => demo::execute(config.sources(process), daemon),
+        Command::Explain(args) => explain::execute(&args, process, output),
         Command::Certs(args) => args.run(output),
         Command::Redirect(args) => args.run(output),
         Command::Status(args) => args.run(output),

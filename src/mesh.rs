@@ -71,6 +71,14 @@ pub fn check(sources: Vec<PathBuf>) -> Result<Summary, Problems> {
     })
 }
 
+/// The state that the files mean, as a start would read them, without watching them. Blocking. A missing file is a problem here.
+pub fn read(sources: Vec<PathBuf>) -> Result<Arc<Snapshot>, Problems> {
+    let bounds = Bounds::default();
+    let scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
+    let loaded = load::Loader::new(bounds).load(&scan)?;
+    Ok(loaded.map(|loaded| loaded.snapshot).unwrap_or_default())
+}
+
 /// The state that one text means, such as one built into the binary; `name` is what its problems call it.
 pub fn snapshot_of(name: &str, text: &str) -> Result<Arc<Snapshot>, Problems> {
     let loaded = load::Loader::default().load(&Scan::of_text(name, text))?;

@@ -14,6 +14,7 @@ pub mod authorize;
 pub mod baggage;
 pub mod balance;
 pub mod connect;
+pub mod explain;
 pub mod gate;
 pub mod handshakes;
 pub mod hostnames;

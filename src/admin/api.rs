@@ -35,6 +35,10 @@ pub trait Control: Send + Sync + 'static {
 
     fn status(&self) -> Reply<'_, Status>;
 
+    /// What the daemon would do with a connection, asked as `from=..&to=..&identity=..`: `text` for a person, and
+    /// `explanation`. Or what is wrong with the question.
+    fn explain(&self, question: &str) -> Result<serde_json::Value, String>;
+
     /// Reads everything again, whether or not it seems to have changed.
     fn reload(&self) -> Reply<'_, ReloadReport>;
 

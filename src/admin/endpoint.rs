@@ -26,13 +26,14 @@ const RELOAD_WITHIN: Duration = Duration::from_secs(50);
 const DUMPS_AT_ONCE: usize = 4;
 
 /// Everything there is: path, the method it takes, and whether it changes something.
-const ROUTES: [(&str, Route); 10] = [
+const ROUTES: [(&str, Route); 11] = [
     ("/", Route::Index),
     ("/status", Route::Status),
     ("/config", Route::Config),
     ("/mesh", Route::Mesh),
     ("/connections", Route::Connections),
     ("/certs", Route::Certs),
+    ("/explain", Route::Explain),
     ("/logging", Route::Logging),
     ("/reload", Route::Reload),
     ("/drain", Route::Drain),
@@ -47,6 +48,7 @@ enum Route {
     Mesh,
     Connections,
     Certs,
+    Explain,
     Logging,
     Reload,
     Drain,
@@ -56,7 +58,13 @@ enum Route {
 impl Route {
     const fn allow(self) -> &'static str {
         match self {
-            Self::Index | Self::Status | Self::Config | Self::Mesh | Self::Connections | Self::Certs => "GET, HEAD",
+            Self::Index
+            | Self::Status
+            | Self::Config
+            | Self::Mesh
+            | Self::Connections
+            | Self::Certs
+            | Self::Explain => "GET, HEAD",
             Self::Logging => "GET, HEAD, PUT",
             Self::Reload | Self::Drain | Self::Quit => "POST",
         }
@@ -101,6 +109,7 @@ impl AdminEndpoint {
             Route::Mesh => self.dump(self.control.mesh()),
             Route::Connections => self.connections().await,
             Route::Certs => self.certs().await,
+            Route::Explain => self.explain(request.uri().query().unwrap_or_default()),
             Route::Logging => self.logging(&request),
             Route::Reload => self.reload().await,
             Route::Drain => self.drain(),
@@ -142,6 +151,13 @@ impl AdminEndpoint {
         match within(ANSWER_WITHIN, self.control.certs()).await {
             Some(certs) => json(StatusCode::OK, &certs),
             None => late(),
+        }
+    }
+
+    fn explain(&self, question: &str) -> Response<Body> {
+        match self.control.explain(question) {
+            Ok(explanation) => json(StatusCode::OK, &explanation),
+            Err(problem) => error(StatusCode::BAD_REQUEST, &problem),
         }
     }
 

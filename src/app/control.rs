@@ -18,6 +18,7 @@ use crate::app::reload::{ReloadStatus, Request};
 use crate::identity::Rotation;
 use crate::lifecycle::{Blocker, Phase};
 use crate::mesh::MeshStatus;
+use crate::proxy::explain::{Query, explain};
 use crate::proxy::worker::{Command, STUCK_AFTER, Shared};
 use crate::telemetry::door::Scope;
 use crate::telemetry::metrics::Metrics;
@@ -172,6 +173,14 @@ impl Control for Controller {
             None => json!({ "source": "none" }),
         };
         Box::pin(async { document })
+    }
+
+    fn explain(&self, question: &str) -> Result<serde_json::Value, String> {
+        let now = u64::try_from(self.shared.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let query = Query::from_query_string(question, now)?;
+        let (snapshot, settings) = (Arc::clone(&self.shared.snapshot.borrow()), self.shared.settings.borrow().clone());
+        let explanation = explain(&snapshot, &settings, &query);
+        Ok(json!({ "text": explanation.to_string(), "explanation": explanation }))
     }
 
     fn status(&self) -> Reply<'_, Status> {

@@ -228,7 +228,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs a command's body; its error becomes one line and a hint.
-fn run(
+pub(super) fn run(
     output: &mut Output<'_>,
     body: impl FnOnce(&mut dyn Write, &mut dyn Write) -> Result<Exit, ClientError>,
 ) -> Exit {

@@ -39,6 +39,10 @@ impl Control for Daemon {
         Box::pin(async { serde_json::json!({ "source": "none" }) })
     }
 
+    fn explain(&self, question: &str) -> Result<serde_json::Value, String> {
+        if question.is_empty() { Err("from is missing".into()) } else { Ok(serde_json::json!({ "text": question })) }
+    }
+
     fn status(&self) -> Reply<'_, Status> {
         Box::pin(async {
             let blocker = BlockerInfo { name: "<mesh>".into(), since: "now".into(), error: None };
@@ -95,6 +99,13 @@ fn server(daemon: &Arc<Daemon>, hosts: HostRule) -> Running {
 const CHANGE: (&str, &str) = ("X-Adit", "1");
 
 #[tokio::test]
+async fn a_question_that_is_none() {
+    let server = server(&Arc::default(), HostRule::Loopback);
+    let answer = request(server.address, "GET", "/explain", &[], "").await;
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (400, Some("from is missing")));
+}
+
+#[tokio::test]
 async fn documents() {
     let server = server(&Arc::default(), HostRule::Loopback);
     for (path, pointer, want) in [
@@ -102,6 +113,7 @@ async fn documents() {
         ("/mesh", "/schemaVersion", serde_json::json!(1)),
         ("/status", "/version", serde_json::json!("1.2.3")),
         ("/logging", "/filter", serde_json::json!("info")),
+        ("/explain?from=::1&to=[::1]:80", "/text", serde_json::json!("from=::1&to=[::1]:80")),
         ("/connections", "/connections/0/destination/workload", serde_json::json!("w")),
         ("/connections", "/connections/0/state", serde_json::json!("downstreamClosed")),
     ] {
