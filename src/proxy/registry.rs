@@ -105,7 +105,7 @@ pub struct Using {
 pub enum Order {
     /// Set keepalive and user timeout on the upstream socket: the connection has outlived its first second.
     KeepAlive = 1,
-    /// A write has been blocked for long: look whether the peer is silent or only full.
+    /// Bytes may have been unacknowledged, or a write blocked, for long: look whether the peer is silent or only full.
     CheckStall = 2,
 }
 
@@ -127,10 +127,11 @@ pub struct Entry {
     first_byte: Cell<Option<Instant>>,
     last_activity: Cell<Instant>,
     blocked_since: [Cell<Option<Instant>>; 2],
+    /// Since when what was written may be unacknowledged.
+    unsettled_since: [Cell<Option<Instant>>; 2],
     orders: Cell<u8>,
     /// Orders that were ever given.
     given: Cell<u8>,
-    stalled: Cell<bool>,
     using: OnceCell<Using>,
     who: OnceCell<Who>,
     /// Why policy does not want it, if it does not.
@@ -160,9 +161,9 @@ impl Entry {
             first_byte: Cell::new(None),
             last_activity: Cell::new(now),
             blocked_since: [Cell::new(None), Cell::new(None)],
+            unsettled_since: [Cell::new(None), Cell::new(None)],
             orders: Cell::new(0),
             given: Cell::new(0),
-            stalled: Cell::new(false),
             using: OnceCell::new(),
             who: OnceCell::new(),
             denial: OnceCell::new(),
@@ -192,6 +193,7 @@ impl Entry {
         count.set(count.get() + bytes as u64);
         self.last_activity.set(now);
         self.blocked_since[direction.index()].set(None);
+        self.unsettle(direction, now);
     }
 
     /// As [`Entry::moved`], when there may be none.
@@ -313,20 +315,33 @@ impl Entry {
         self.blocked_since[direction.index()].get().map(|since| now.saturating_duration_since(since))
     }
 
+    /// Something was written in `direction` that its peer has yet to acknowledge; what was written before counts on.
+    pub fn unsettle(&self, direction: Direction, now: Instant) {
+        let since = &self.unsettled_since[direction.index()];
+        if since.get().is_none() {
+            since.set(Some(now));
+        }
+    }
+
+    /// All that was written in `direction` until now was acknowledged, or has a kernel that looks after it.
+    pub fn settled(&self, direction: Direction) {
+        self.unsettled_since[direction.index()].set(None);
+    }
+
+    /// Not all of it was, but the peer takes it as it comes: a while from now it is to be looked at again.
+    pub fn settling(&self, direction: Direction, now: Instant) {
+        self.unsettled_since[direction.index()].set(Some(now));
+    }
+
+    #[must_use]
+    pub fn unsettled_for(&self, direction: Direction, now: Instant) -> Option<Duration> {
+        self.unsettled_since[direction.index()].get().map(|since| now.saturating_duration_since(since))
+    }
+
     /// Whether `order` was never given to this connection.
     #[must_use]
     pub fn first_time(&self, order: Order) -> bool {
         self.given.get() & order as u8 == 0
-    }
-
-    /// Whether the last sweep saw a write that was blocked for long.
-    #[must_use]
-    pub fn was_stalled(&self) -> bool {
-        self.stalled.get()
-    }
-
-    pub fn set_stalled(&self, stalled: bool) {
-        self.stalled.set(stalled);
     }
 
     /// A number of this connection's own, spread evenly over 0..256.

@@ -13,6 +13,7 @@
 
 mod finish;
 mod half;
+mod stall;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -34,12 +35,12 @@ use tokio::net::TcpStream;
 use crate::config::Settings;
 use crate::config::settings::Keepalive;
 use crate::net::listen::set_keepalive;
-use crate::net::sockopt::tcp_info;
 use crate::proxy::pool::Pool;
 use crate::proxy::registry::{Direction, Entry, Order, State};
 use crate::telemetry::{CloseReason, Side};
 
 use half::{Half, HalfError};
+use stall::is_gone;
 
 /// What the relay needs of the settings; read once, when the connection is established.
 #[derive(Debug, Clone, Copy)]
@@ -60,9 +61,6 @@ impl RelayOptions {
         }
     }
 }
-
-/// Unanswered probes after which a peer whose window was closed counts as gone.
-const LOST_PROBES: u8 = 4;
 
 /// How a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +130,12 @@ pub async fn relay(sockets: &Sockets, entry: &Entry, pool: &Rc<Pool>, options: &
         // Boxed: an idle connection does not carry the room for its last second.
         Box::pin(finish::deliver(half, entry, pool, options.reset_flush)).await;
     }
-    if outcome != Outcome::Finished {
+    if outcome == Outcome::Finished {
+        stall::leave_to_kernel(downstream, options.keepalive.user_timeout);
+        if !entry.first_time(Order::KeepAlive) {
+            stall::leave_to_kernel(upstream, options.keepalive.user_timeout);
+        }
+    } else {
         finish::reset_on_close(downstream);
         finish::reset_on_close(upstream);
     }
@@ -187,7 +190,7 @@ impl<'a> Relaying<'a> {
         // Only now, when everything that is there has been moved: a half that ended needs its FIN sent at once.
         for direction in Direction::BOTH {
             if self.halves[direction.index()].ended() {
-                if let Err(error) = self.halves[direction.index()].send_fin() {
+                if let Err(error) = self.halves[direction.index()].send_fin(self.entry) {
                     return Poll::Ready(self.broken(direction, &HalfError::Write(error)));
                 }
                 if let Poll::Ready(outcome) = self.watch(direction, cx) {
@@ -243,8 +246,7 @@ impl<'a> Relaying<'a> {
         Direction::BOTH.into_iter().find_map(|direction| self.check_stall(direction))
     }
 
-    /// A write has been blocked for half the user timeout. A peer that answers with a closed window is only full: its
-    /// user timeout is lifted until the write moves. One that answers no probe any more is gone.
+    /// For half the user timeout a write has been blocked, or what was written may be unacknowledged.
     fn check_stall(&mut self, direction: Direction) -> Option<Outcome> {
         let index = direction.index();
         let user_timeout = self.options.keepalive.user_timeout;
@@ -253,27 +255,7 @@ impl<'a> Relaying<'a> {
         if blocked && let Ok(Some(error)) = reading.take_error() {
             return Some(self.broken(direction, &HalfError::Read(error)));
         }
-        let gone = is_gone(self.halves[index].to, blocked, &mut self.lifted[index], user_timeout);
+        let gone = is_gone(self.halves[index].to, self.entry, direction, &mut self.lifted[index], user_timeout);
         gone.then(|| self.broken(direction, &HalfError::Write(Errno::TIMEDOUT.into())))
     }
-}
-
-/// Tells a silent peer from a full one, on the socket of a write that is, or was, `blocked` for long; `lifted` says
-/// whether its user timeout is off meanwhile.
-fn is_gone(writing: &TcpStream, blocked: bool, lifted: &mut bool, user_timeout: Option<Duration>) -> bool {
-    if !blocked {
-        if std::mem::take(lifted) {
-            // A socket that refuses the option is gone, and says so when it is used.
-            let _ = SockRef::from(writing).set_tcp_user_timeout(user_timeout);
-        }
-        return false;
-    }
-    let Ok(info) = tcp_info(writing) else { return false };
-    if *lifted && info.probes >= LOST_PROBES {
-        return true;
-    }
-    if !*lifted && user_timeout.is_some() && info.snd_wnd < info.snd_mss {
-        *lifted = SockRef::from(writing).set_tcp_user_timeout(None).is_ok();
-    }
-    false
 }

@@ -1,7 +1,8 @@
 //! The sweep: what a worker does for all its connections several times a second, so that none of them holds a timer.
 //!
-//! Idle and linger limits, maximum age, keepalive for those that outlive their first second, stalled writes, and
-//! publishing byte counts while they flow. A connection is only woken when there is something for it to do.
+//! Idle and linger limits, maximum age, keepalive for those that outlive their first second, peers that may have stopped
+//! reading, and publishing byte counts while they flow. A connection is only woken when there is something for it to do:
+//! to see whether its peers read, once in half the user timeout while bytes flow, once more after they have stopped.
 
 use std::time::{Duration, Instant};
 
@@ -32,11 +33,11 @@ pub fn sweep(entry: &Entry, now: Instant) {
         entry.order(Order::KeepAlive);
     }
     let patience = settings.keepalive.user_timeout.map_or(Duration::from_secs(15), |timeout| timeout / 2);
-    let stalled = Direction::BOTH
-        .into_iter()
-        .any(|direction| entry.blocked_for(direction, now).is_some_and(|blocked| blocked >= patience));
-    if stalled || entry.was_stalled() {
-        entry.set_stalled(stalled);
+    // What fits into the kernel's buffer blocks nothing, and its peer can have a closed window all the same.
+    let stalled = Direction::BOTH.into_iter().any(|direction| {
+        entry.blocked_for(direction, now).max(entry.unsettled_for(direction, now)).is_some_and(|time| time >= patience)
+    });
+    if stalled {
         entry.order(Order::CheckStall);
     }
 }
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn keepalive_is_ordered_once_after_a_second_and_a_stall_is_watched_until_it_is_over() {
+    fn keepalive_is_ordered_once_after_a_second() {
         let entry = entry(State::Established);
         sweep(&entry, after(0.5));
         assert!(!entry.take_order(Order::KeepAlive));
@@ -148,13 +149,28 @@ mod tests {
         assert!(entry.take_order(Order::KeepAlive));
         sweep(&entry, after(2.5));
         assert!(!entry.take_order(Order::KeepAlive));
-        entry.blocked(Direction::Up);
-        sweep(&entry, after(20.0));
-        assert!(entry.take_order(Order::CheckStall));
-        entry.moved(Direction::Up, 1);
-        sweep(&entry, after(0.1));
-        assert!(entry.take_order(Order::CheckStall), "once more, to give the user timeout back");
-        sweep(&entry, after(0.1));
-        assert!(!entry.take_order(Order::CheckStall));
+        assert!(!entry.take_order(Order::CheckStall), "nothing was written");
+    }
+
+    #[test]
+    fn what_may_be_unacknowledged_is_looked_at_until_it_is_settled() {
+        for direction in Direction::BOTH {
+            let entry = entry(State::Established);
+            let ordered = |seconds| {
+                sweep(&entry, after(seconds));
+                entry.take_order(Order::CheckStall)
+            };
+            entry.moved(direction, 1);
+            assert_eq!([0.1, 9.0, 20.0, 20.1].map(ordered), [false, false, true, true], "{direction:?}");
+            // Bytes that follow do not push the look out: the window may have closed before them.
+            entry.moved(direction, 1);
+            assert!(ordered(20.0));
+            entry.settling(direction, after(20.0));
+            assert_eq!([20.1, 29.0, 40.0].map(ordered), [false, false, true]);
+            entry.settled(direction);
+            assert!(!ordered(100.0));
+            entry.blocked(direction);
+            assert_eq!([0.1, 20.0].map(ordered), [false, true]);
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
+use crate::kit::door::talk;
 use crate::kit::{Door, LIMIT, isolated, until};
 use crate::world::{Pair, SLACK, World, expect_eof, expect_reset, half_close, let_pass, read_out, reset};
 
@@ -163,6 +164,76 @@ fn pause_and_read(mut from: TcpStream, mut into: TcpStream) {
         assert!(got == sent, "{} of {BYTES} bytes, or other ones", got.len());
         half_close(&into);
     });
+}
+
+/// What a pause is over, and what waits for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Paused {
+    /// Both halves stay open until all has been read.
+    Open,
+    /// The sender has ended its half.
+    HalfOpen,
+    /// Both have ended, and adit has closed its sockets.
+    Ended,
+}
+
+/// Nothing that adit writes blocks here: what is not read yet is the kernel's, which would give the reader up.
+#[test]
+fn a_pause_over_what_fits_into_the_kernels_buffer_loses_nothing() {
+    isolated(|| {
+        let ways = Ways::new(SHORT);
+        thread::scope(|scope| {
+            for bytes in [100_000, 300_000] {
+                for paused in [Paused::Open, Paused::HalfOpen, Paused::Ended] {
+                    // How much the kernel takes at once is its own matter; this much it takes.
+                    if paused == Paused::Ended && bytes > 100_000 {
+                        continue;
+                    }
+                    for (way, up) in [
+                        (Ways::outbound as fn(&Ways) -> Pair, true),
+                        (Ways::outbound, false),
+                        (Ways::inbound, true),
+                        (Ways::inbound, false),
+                    ] {
+                        let (world, pair) = (&ways.world, way(&ways));
+                        scope.spawn(move || pause_over(world, pair, up, bytes, paused));
+                    }
+                }
+            }
+        });
+        ways.world.adit.stop();
+    });
+}
+
+fn pause_over(world: &World, pair: Pair, up: bool, bytes: usize, paused: Paused) {
+    let port = pair.client.local_addr().expect("an address").port();
+    let (mut from, mut into) = if up { (pair.client, pair.server) } else { (pair.server, pair.client) };
+    let case = format!("up {up}, {bytes} bytes, {paused:?}");
+    socket2::SockRef::from(&into).set_recv_buffer_size(4096).expect("SO_RCVBUF");
+    let sent: Vec<u8> = (0..bytes).map(|index| u8::try_from(index / 7 % 251).expect("less")).collect();
+    from.write_all(&sent).expect("adit takes it");
+    if paused != Paused::Open {
+        half_close(&from);
+    }
+    if paused == Paused::Ended {
+        half_close(&into);
+        expect_eof(&mut from);
+        assert_eq!(world.closing_of(port, LIMIT).reason(), "finished", "{case}");
+    }
+    let_pass(USER_TIMEOUT * 3);
+    let mut got = vec![0; bytes];
+    into.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
+    into.read_exact(&mut got).unwrap_or_else(|error| panic!("{case}: {error}"));
+    assert!(got == sent, "{case}: other bytes");
+    match paused {
+        Paused::Open => talk(&mut from, &mut into),
+        Paused::HalfOpen => {
+            expect_eof(&mut into);
+            half_close(&into);
+            expect_eof(&mut from);
+        }
+        Paused::Ended => expect_eof(&mut into),
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(super) async fn deliver(half: &mut Half<'_>, entry: &Entry, pool: &Rc<Pool>,
     let _ = timeout(within, async {
         if !half.ended() && poll_fn(|cx| half.poll(cx, entry, pool)).await.is_ok() {
             // Fails only when the other side is gone too.
-            let _ = half.send_fin();
+            let _ = half.send_fin(entry);
         }
         acknowledged(half.to).await;
     })

@@ -8,6 +8,7 @@
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::SendAncillaryBuffer;
@@ -96,11 +97,12 @@ impl<'a> Half<'a> {
     }
 
     /// Ends the writing side, once.
-    pub(super) fn send_fin(&mut self) -> io::Result<()> {
+    pub(super) fn send_fin(&mut self, entry: &Entry) -> io::Result<()> {
         if self.end != End::Ended {
             return Ok(());
         }
         self.end = End::FinSent;
+        entry.unsettle(self.direction, Instant::now());
         match rustix::net::shutdown(self.to, rustix::net::Shutdown::Write) {
             // The peer has closed already: its reset or FIN is reported where it is read.
             Ok(()) | Err(Errno::NOTCONN) => Ok(()),

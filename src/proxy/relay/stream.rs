@@ -23,6 +23,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -37,7 +38,8 @@ use crate::proxy::registry::{Direction, Entry, Order, State};
 use crate::telemetry::{CloseReason, Side, TunnelEnd};
 
 use super::half::{receive, send_vectored};
-use super::{Outcome, RelayOptions, is_gone, reading_from};
+use super::stall::is_gone;
+use super::{Outcome, RelayOptions, reading_from};
 use inbox::Inbox;
 
 /// Reads in one poll before other connections of the worker get their turn.
@@ -305,6 +307,7 @@ impl Relaying<'_> {
 
     fn send_fin(&mut self) -> io::Result<()> {
         self.incoming.end = InEnd::FinSent;
+        self.entry.unsettle(self.incoming.direction, Instant::now());
         match rustix::net::shutdown(self.socket, rustix::net::Shutdown::Write) {
             // The peer has closed already: its reset or FIN is reported where it is read.
             Ok(()) | Err(Errno::NOTCONN) => Ok(()),
@@ -368,13 +371,15 @@ impl Relaying<'_> {
         if !self.entry.take_order(Order::CheckStall) {
             return None;
         }
-        let blocked = |direction| self.entry.blocked_for(direction, std::time::Instant::now()).is_some();
-        let (incoming, outgoing) = (blocked(self.incoming.direction), blocked(self.outgoing.direction));
+        // What the tunnel has taken is its own.
+        self.entry.settled(self.outgoing.direction);
+        let blocked = self.entry.blocked_for(self.outgoing.direction, Instant::now()).is_some();
         // A socket that is not read because the stream is full does not tell that it is gone.
-        if outgoing && let Ok(Some(error)) = self.socket.take_error() {
+        if blocked && let Ok(Some(error)) = self.socket.take_error() {
             return Some(self.broken(&Failure::Socket(error)));
         }
-        let gone = is_gone(self.socket, incoming, &mut self.lifted, self.options.keepalive.user_timeout);
+        let (direction, user_timeout) = (self.incoming.direction, self.options.keepalive.user_timeout);
+        let gone = is_gone(self.socket, self.entry, direction, &mut self.lifted, user_timeout);
         gone.then(|| self.broken(&Failure::Socket(Errno::TIMEDOUT.into())))
     }
 }

@@ -8,6 +8,7 @@ use h2::Reason;
 use tokio::time::timeout;
 
 use crate::proxy::registry::State;
+use crate::proxy::relay::stall::leave_to_kernel;
 use crate::proxy::relay::{Outcome, finish};
 
 use super::{InEnd, OutEnd, Relaying};
@@ -29,7 +30,10 @@ impl Relaying<'_> {
                     }
                 }
             }
-            Outcome::Finished => return outcome,
+            Outcome::Finished => {
+                leave_to_kernel(self.socket, self.options.keepalive.user_timeout);
+                return outcome;
+            }
             Outcome::Killed(_) => self.stream.reset(Reason::CANCEL),
             Outcome::TunnelLost { .. } => self.deliver_incoming().await,
             Outcome::Broken { side, .. } if side == self.side => self.deliver_incoming().await,

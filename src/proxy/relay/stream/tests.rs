@@ -182,7 +182,7 @@ fn a_reset_behind_bytes_that_wait_for_window_does_not_overtake_them() {
         eventually(|| entry.bytes(from_socket) == u64::from(peer::WINDOW)).await;
         socket.write_all(waits).await.expect("write");
         finish::acknowledged(&socket).await;
-        eventually(|| entry.blocked_for(from_socket, std::time::Instant::now()).is_some()).await;
+        eventually(|| entry.blocked_for(from_socket, Instant::now()).is_some()).await;
         reset(socket);
         // Now the rest and the reset are read in one go, and the rest is still queued when the reset is met.
         let (got, ended) = far.read_all().await;
@@ -374,7 +374,7 @@ fn a_slow_reader_holds_one_stream_window_and_loses_nothing() {
         let receive = async {
             // The socket is full, and so is the window.
             eventually(|| tunnel.buffered() >= full(window)).await;
-            assert!(entry.blocked_for(from_far, std::time::Instant::now()).is_some());
+            assert!(entry.blocked_for(from_far, Instant::now()).is_some());
             assert!(entry.bytes(from_far) < data.len() as u64);
             read_all(&mut socket).await
         };
@@ -398,7 +398,7 @@ fn a_peer_that_gives_no_window_holds_its_sender_back_and_loses_nothing() {
             socket.shutdown().await.expect("shutdown");
         };
         let receive = async {
-            eventually(|| entry.blocked_for(from_socket, std::time::Instant::now()).is_some()).await;
+            eventually(|| entry.blocked_for(from_socket, Instant::now()).is_some()).await;
             assert!(entry.bytes(from_socket) <= peer::WINDOW.into());
             assert!(buffers::lent() <= 2, "{} buffers", buffers::lent());
             let got = far.read_all().await;
@@ -419,7 +419,7 @@ fn an_end_needs_no_window() {
         // Exactly what the peer takes without reading.
         socket.write_all(&noise(peer::WINDOW as usize, 13)).await.expect("write");
         eventually(|| entry.bytes(from_socket) == u64::from(peer::WINDOW)).await;
-        assert!(entry.blocked_for(from_socket, std::time::Instant::now()).is_none(), "nothing waits");
+        assert!(entry.blocked_for(from_socket, Instant::now()).is_none(), "nothing waits");
         socket.shutdown().await.expect("shutdown");
         eventually(|| entry.state() == State::HalfClosed(from_socket)).await;
         let (got, ended) = far.read_all().await;
