@@ -9,7 +9,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::kit::door::talk;
 use crate::kit::{Door, LIMIT, isolated, until};
-use crate::world::{Pair, SLACK, World, expect_eof, expect_reset, half_close, let_pass, read_out, reset};
+use crate::world::{Pair, SLACK, World, asking_while, expect_eof, expect_reset, half_close, let_pass, read_out, reset};
 
 /// The shortest that `check` lets pass.
 const SHORT: &str = "keepalive: { idle: 1s, interval: 1s, probes: 1, userTimeout: 2s }\n";
@@ -266,6 +266,24 @@ fn a_half_closed_and_silent_connection_is_cut_at_the_linger() {
                 });
             }
         });
+    });
+}
+
+/// Whatever wakes a worker more often than it sweeps must not keep it from sweeping.
+#[test]
+fn questions_without_pause_do_not_put_the_linger_off() {
+    isolated(|| {
+        let ways = Ways::new("relay: { halfCloseLinger: 2s }\n");
+        let mut pair = ways.outbound();
+        pair.talk();
+        half_close(&pair.client);
+        let asking = asking_while(&ways.world, || {
+            let start = Instant::now();
+            expect_reset(&mut pair.client, Duration::from_millis(2500) + SLACK);
+            assert!(start.elapsed() >= Duration::from_millis(1500), "{:?}", start.elapsed());
+        });
+        assert!(asking > 20, "{asking} questions: too few to wake the worker more often than it sweeps");
+        ways.world.adit.stop();
     });
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 
 use crate::kit::{Door, LIMIT, isolated, until};
-use crate::world::{Pair, SLACK, World, expect_reset, let_pass, request};
+use crate::world::{Pair, SLACK, World, asking_while, expect_reset, let_pass, request};
 
 const PORT: u16 = 8080;
 
@@ -207,6 +207,25 @@ fn every_way_to_ask_lets_connections_finish_and_a_second_signal_does_not() {
             expect_reset(&mut pair.client, LIMIT);
             assert!(world.adit.log().iter().any(|line| line.contains("exiting at once")));
         }
+    });
+}
+
+/// Nor does it wait for who asks: the cuts come when they are due, however often the workers are woken.
+#[test]
+fn questions_without_pause_do_not_put_the_cuts_off() {
+    isolated(|| {
+        let mut world = World::new("shutdown: { deadline: 4s }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        let mut pairs: Vec<Pair> = (0..10).map(|_| world.outbound(&server, PORT)).collect();
+        let start = terminate(&world);
+        asking_while(&world, || {
+            for pair in &mut pairs {
+                expect_reset(&mut pair.client, Duration::from_secs(5) + SLACK);
+            }
+        });
+        assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
+        let line = exit_line(&mut world, Duration::from_secs(1) + SLACK);
+        assert!(line.contains("connections=10 cut=10"), "{line}");
     });
 }
 

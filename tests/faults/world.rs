@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use adit::net::redirect::{self, Options, Safeguards};
@@ -245,6 +247,30 @@ pub fn request(host: &Host, port: u16, method: &str, path: &str) -> Option<(u16,
     })?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// Lists the connections again and again, which wakes every worker each time, while `work` runs; returns how often.
+pub fn asking_while(world: &World, work: impl FnOnce()) -> usize {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut asked = 0;
+            while !done.load(Ordering::Relaxed) {
+                // A daemon that has ended does not answer.
+                if request(&world.lab.adit, 15000, "GET", "/connections").is_some() {
+                    asked += 1;
+                }
+                pause(Duration::from_millis(20));
+            }
+            asked
+        });
+        // However it ends, the other thread must end too.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        done.store(true, Ordering::Relaxed);
+        let asked = asking.join().expect("questions do not panic");
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        asked
+    })
 }
 
 /// Closes with a reset.

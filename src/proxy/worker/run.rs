@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::sleep_until;
 
 use crate::identity::TlsGeneration;
 use crate::lifecycle::Phase;
@@ -94,6 +94,7 @@ async fn main_loop(
     let mut next_rotation = Instant::now() + ROTATE_EVERY;
     let mut phase = worker.shared.lifecycle.phase();
     let mut heard = false;
+    let mut last_turn = tokio::time::Instant::now();
     loop {
         beat(worker);
         obey(worker, phase);
@@ -113,7 +114,9 @@ async fn main_loop(
             IDLE_TICK
         };
         tokio::select! {
-            () = sleep(tick) => {
+            // Counted from the last one: whatever else wakes the worker, however often, must not put it off.
+            () = sleep_until(last_turn + tick) => {
+                last_turn = tokio::time::Instant::now();
                 turn(worker, &mut next_rotation);
                 if phase >= Phase::Forced {
                     cut(worker, phase);
