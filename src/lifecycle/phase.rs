@@ -2,7 +2,7 @@
 //! an event: whoever cannot hear the channel any more reads [`Lifecycle::phase`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::broadcast;
 
@@ -46,6 +46,7 @@ impl Phase {
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
     current: Arc<AtomicU8>,
+    may_accept: Arc<AtomicBool>,
     sender: broadcast::Sender<Phase>,
 }
 
@@ -53,6 +54,7 @@ impl Default for Lifecycle {
     fn default() -> Self {
         Self {
             current: Arc::new(AtomicU8::new(Phase::Starting as u8)),
+            may_accept: Arc::default(),
             sender: broadcast::Sender::new(CHANNEL_CAPACITY),
         }
     }
@@ -67,6 +69,10 @@ impl Lifecycle {
 
     /// Moves to `phase` and tells everyone; does nothing and returns false when the process is already that far.
     pub fn advance(&self, phase: Phase) -> bool {
+        if phase == Phase::Ready {
+            // Before the phase itself, which is what others wait for.
+            self.may_accept.store(true, Ordering::Release);
+        }
         let before = self.current.fetch_max(phase as u8, Ordering::AcqRel);
         if before >= phase as u8 {
             return false;
@@ -74,6 +80,13 @@ impl Lifecycle {
         // No receivers is fine: they read `phase()` when they start.
         let _ = self.sender.send(phase);
         true
+    }
+
+    /// Whether the process has ever been told that it is ready. One that is told to stop before is in a later phase all the
+    /// same, and has nothing to judge connections by.
+    #[must_use]
+    pub fn may_accept(&self) -> bool {
+        self.may_accept.load(Ordering::Acquire)
     }
 
     /// Subscribe before reading [`Self::phase`], so that no change falls between.
@@ -101,6 +114,7 @@ mod tests {
         let lifecycle = Lifecycle::default();
         assert_eq!(lifecycle.phase(), Phase::Starting);
         assert!(lifecycle.advance(Phase::DrainInbound));
+        assert!(!lifecycle.may_accept(), "told to stop before it was ready");
         assert!(!lifecycle.advance(Phase::Ready));
         assert!(!lifecycle.advance(Phase::DrainInbound));
         assert_eq!(lifecycle.phase(), Phase::DrainInbound);

@@ -1,4 +1,5 @@
-//! Accept: takes connections from one listening socket and starts a task for each. Ends only on drain.
+//! Accept: takes connections from one listening socket and starts a task for each. Begins when there is a state to judge
+//! them by, never before (fails closed). Ends only on drain.
 //!
 //! Errors by class: a connection that was gone before it was accepted is skipped; when descriptors or memory run out it
 //! waits a moment, is not ready meanwhile, and heals by itself; anything else is logged and waited for likewise. Beyond
@@ -8,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -80,6 +82,13 @@ pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpList
         }
     };
     worker.shared.lifecycle.reached(Phase::Ready).await;
+    if !worker.shared.lifecycle.may_accept() {
+        // Told to stop before there was a state: an empty one would let through what the real one refuses. Whoever waits
+        // is reset as the socket closes.
+        return;
+    }
+    // The worker's own loop follows the state too, but need not have had its turn.
+    worker.follow(Arc::clone(&worker.shared.snapshot.borrow()));
     let keepalive = worker.settings().keepalive;
     let mut acceptor = Acceptor { worker, door, listener, exhausted: false, keepalive };
     while let Some((stream, peer, lent)) = acceptor.next().await {

@@ -5,11 +5,11 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::kit::door::{Dial, talk};
 use crate::kit::{Adit, Door, LIMIT, Lab, isolated, until};
-use crate::world::{PLAIN, World, captured, request};
+use crate::world::{PLAIN, World, captured, expect_reset, request};
 
 const PORT: u16 = 8080;
 
@@ -89,6 +89,31 @@ fn a_second_adit_fails_naming_listener_address_and_errno() {
         world.outbound(&server, PORT).talk();
         drop(pair);
         world.adit.stop();
+    });
+}
+
+/// It has no state to judge by: an empty one would let everything pass.
+#[test]
+fn a_daemon_that_is_stopped_before_its_first_state_carries_nothing() {
+    isolated(|| {
+        let lab = captured();
+        let settings = "mesh: { files: [not-there.yaml] }\nshutdown: { preDrain: 2s, deadline: 2s }\n";
+        let mut adit = Adit::start(&lab.adit, &format!("{PLAIN}{settings}"), "");
+        until(LIMIT, "a probe to be answered", || request(&lab.adit, 15021, "GET", "/healthz/ready"));
+        let server = Door::open(&lab.server, PORT);
+        let dial = || Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into());
+        let mut before = dial().expect("the kernel completes it");
+        kill_process(adit.pid(), Signal::TERM).expect("a running daemon");
+        adit.wait_log("draining");
+        // Those that come later find the door closed, or are reset as it closes.
+        for _ in 0..10 {
+            if let Ok(mut late) = dial() {
+                expect_reset(&mut late, LIMIT);
+            }
+        }
+        expect_reset(&mut before, LIMIT);
+        assert!(adit.wait(LIMIT).success());
+        assert!(server.is_quiet(), "a connection was carried without a state");
     });
 }
 
