@@ -2,8 +2,10 @@
 //! the capture rules that bring the answers back, binding such an address succeeds and every connect times out.
 //!
 //! Proved again every few seconds, because rules come and go: `prefer` turns itself off and on again with a warning and
-//! a gauge, `require` keeps adit not ready while it does not work. Fails closed for `require`.
+//! a gauge, `require` keeps adit not ready while it does not work. Fails closed for `require`: a family in which this host
+//! has an address but no proof counts as not working, whether or not it has a route.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +18,7 @@ use crate::config::settings::PreserveSource;
 use crate::net::address::{UpstreamAddr, canonical};
 use crate::net::dial::{DialOptions, dial};
 use crate::net::listen::{ListenOptions, bind};
+use crate::net::local;
 use crate::net::own_sockets::{OwnSockets, Way};
 use crate::proxy::worker::Shared;
 
@@ -37,8 +40,12 @@ pub(super) async fn prove(shared: &Shared, preserve: PreserveSource, first: bool
     let mut failed: Option<String> = None;
     let mut news = first;
     for (family, borrowed) in BORROWED.into_iter().enumerate() {
-        let Some(ourselves) = own_address(borrowed) else { continue };
-        let result = attempt(shared, borrowed, ourselves).await;
+        let result = match own_address(borrowed) {
+            Ok(Some(ourselves)) => attempt(shared, borrowed, ourselves).await,
+            // Nobody can reach this host by that family.
+            Ok(None) => continue,
+            Err(error) => Err(format!("our own addresses are not known: {error}")),
+        };
         let before = shared.can_borrow_source[family].swap(result.is_ok(), Ordering::Relaxed);
         news |= before != result.is_ok();
         match result {
@@ -67,13 +74,21 @@ pub(super) async fn keep_proving(shared: Arc<Shared>, preserve: PreserveSource) 
     }
 }
 
-/// The address by which this host would reach `other`; none without a route of that family.
-fn own_address(other: IpAddr) -> Option<IpAddr> {
+/// An address of this host that others can reach, of the family of `other`: the one by which it would reach `other`, or
+/// any one where there is no route. None if it has none.
+fn own_address(other: IpAddr) -> io::Result<Option<IpAddr>> {
+    match source_to(other) {
+        Some(ip) => Ok(Some(ip)),
+        None => Ok(local::addresses()?.into_iter().find(|ip| ip.is_ipv4() == other.is_ipv4())),
+    }
+}
+
+fn source_to(other: IpAddr) -> Option<IpAddr> {
     let domain = if other.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None).ok()?;
     socket.connect(&SocketAddr::new(other, 9).into()).ok()?;
     let ip = socket.local_addr().ok()?.as_socket()?.ip();
-    (!ip.is_loopback()).then_some(ip)
+    (!local::is_loopback_or_link_local(ip)).then_some(ip)
 }
 
 async fn attempt(shared: &Shared, borrowed: IpAddr, ourselves: IpAddr) -> Result<(), String> {

@@ -71,6 +71,46 @@ fn routes_to_itself(ip: IpAddr) -> bool {
         .is_some_and(|local| local.ip() == ip)
 }
 
+/// The addresses of this network namespace that others can reach it by: not loopback, not link-local. As the kernel lists
+/// them in `/proc`: that needs no route, and no socket of a kind that the kernel may lack.
+///
+/// # Errors
+/// There is no such list.
+pub fn addresses() -> std::io::Result<Vec<IpAddr>> {
+    let mut found = listed_v4(&std::fs::read_to_string("/proc/thread-self/net/fib_trie")?);
+    match std::fs::read_to_string("/proc/thread-self/net/if_inet6") {
+        Ok(list) => found.extend(listed_v6(&list)),
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    found.retain(|ip| !is_loopback_or_link_local(*ip));
+    Ok(found)
+}
+
+/// In the routing trie an address is a leaf, `|-- 10.0.0.1`, that is followed by `/32 host LOCAL`; every table has it.
+fn listed_v4(trie: &str) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    let mut leaf = None;
+    for line in trie.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse::<Ipv4Addr>().ok().map(IpAddr::V4);
+        } else if line == "/32 host LOCAL"
+            && let Some(ip) = leaf
+            && !found.contains(&ip)
+        {
+            found.push(ip);
+        }
+    }
+    found
+}
+
+/// Each line begins with the address in 32 digits.
+fn listed_v6(list: &str) -> Vec<IpAddr> {
+    let address = |line: &str| u128::from_str_radix(line.split(' ').next()?, 16).ok();
+    list.lines().filter_map(address).map(|bits| IpAddr::V6(Ipv6Addr::from(bits))).collect()
+}
+
 /// Whether `ip` can only mean this host or its link: loopback, link-local, unspecified.
 #[must_use]
 pub fn is_loopback_or_link_local(ip: IpAddr) -> bool {
@@ -103,6 +143,22 @@ mod tests {
     #[test]
     fn routes_agree_about_foreign_addresses() {
         assert!(!routes_to_itself("192.0.2.1".parse().expect("address")));
+    }
+
+    #[test]
+    fn addresses_are_read_from_the_kernels_lists() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     \
+            |-- 10.77.0.0\n        /24 link UNICAST\n     |-- 10.77.0.2\n        /32 host LOCAL\n     \
+            |-- 10.77.0.255\n        /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n\
+            Local:\n     |-- 10.77.0.2\n        /32 host LOCAL\n";
+        assert_eq!(listed_v4(trie), ["10.77.0.2".parse::<IpAddr>().expect("it"), "127.0.0.1".parse().expect("it")]);
+        let list = "fd770000000000000000000000000002 02 40 00 80     eth0\n\
+            00000000000000000000000000000001 01 80 10 80       lo\n";
+        assert_eq!(listed_v6(list), ["fd77::2".parse::<IpAddr>().expect("it"), "::1".parse().expect("it")]);
+        let mut local = LocalAddresses::default();
+        for ip in addresses().expect("this machine's") {
+            assert!(local.contains(ip) && !ip.is_loopback(), "{ip}");
+        }
     }
 
     #[test]

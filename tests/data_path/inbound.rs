@@ -115,19 +115,30 @@ fn a_client_may_use_a_port_that_is_borrowed_from_it() {
 
 #[test]
 fn without_the_rules_require_is_not_ready_and_says_why() {
+    isolated(|| require_without_rules(&Lab::new()));
+}
+
+/// A host that reaches nobody but its neighbours has an address to prove it with all the same.
+#[test]
+fn without_the_rules_and_without_a_route_require_is_not_ready() {
     isolated(|| {
         let lab = Lab::new();
-        let mut adit = Adit::start(&lab.adit, &settings(Kind::Redirect, "preserveSource: require"), MESH);
-        let answer = until(LIMIT, "a blocker named preserveSource", || {
-            get(&lab.adit, 15021, "/healthz/ready").filter(|answer| answer.contains("\"preserveSource\""))
-        });
-        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-        assert!(answer.contains("gets no answer") || answer.contains("cannot connect"), "{answer}");
-        // It heals by itself once the rules are there.
-        capture(&lab, Kind::Redirect);
-        adit.wait_ready(&lab.adit);
-        adit.stop();
+        lab.adit.ip("route del 0.0.0.0/0 dev eth0\nroute del ::/0 dev eth0\n");
+        require_without_rules(&lab);
     });
+}
+
+fn require_without_rules(lab: &Lab) {
+    let mut adit = Adit::start(&lab.adit, &settings(Kind::Redirect, "preserveSource: require"), MESH);
+    let answer = until(LIMIT, "a blocker named preserveSource", || {
+        get(&lab.adit, 15021, "/healthz/ready").filter(|answer| answer.contains("\"preserveSource\""))
+    });
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("gets no answer") || answer.contains("cannot connect"), "{answer}");
+    // It heals by itself once the rules are there.
+    capture(lab, Kind::Redirect);
+    adit.wait_ready(&lab.adit);
+    adit.stop();
 }
 
 #[test]
