@@ -5,18 +5,20 @@
 //! waits a moment, is not ready meanwhile, and heals by itself; anything else is logged and waited for likewise. Beyond
 //! a limit, connections are reset at once and counted.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio::time::sleep;
 
 use crate::config::settings::Keepalive;
@@ -74,7 +76,7 @@ fn classify(error: &io::Error) -> AcceptError {
 
 /// Accepts at `door` from when the process is ready until the door closes.
 pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpListener) {
-    let listener = match TcpListener::from_std(listener) {
+    let listener = match AsyncFd::with_interest(listener, Interest::READABLE) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(listener = door.as_str(), %error, "the listener cannot be used");
@@ -94,7 +96,7 @@ pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpList
     while let Some((stream, peer, lent)) = acceptor.next().await {
         admit(worker, door, stream, peer, lent);
     }
-    acceptor.accept_the_rest();
+    acceptor.accept_the_rest().await;
 }
 
 /// Want of descriptors or memory, as all acceptors of the process share it.
@@ -122,7 +124,7 @@ impl Exhaustion {
 struct Acceptor<'a> {
     worker: &'a Rc<Worker>,
     door: Door,
-    listener: TcpListener,
+    listener: AsyncFd<std::net::TcpListener>,
     exhausted: bool,
     /// What the listening socket passes on to the connections it accepts.
     keepalive: Keepalive,
@@ -132,26 +134,40 @@ impl Acceptor<'_> {
     /// The next connection, or `None` when the door closes.
     async fn next(&mut self) -> Option<(TcpStream, SocketAddr, Lent)> {
         loop {
-            let Some(lent) = self.worker.shared.budget.take(descriptors(self.door)) else {
-                self.back_off(&Errno::MFILE.into()).await?;
-                continue;
-            };
+            consume_budget().await;
             let worker = self.worker;
-            let accepted = tokio::select! {
+            let waiting = tokio::select! {
                 biased;
                 () = worker.closing(self.door) => return None,
-                accepted = poll_fn(|cx| self.poll_accept(cx)) => accepted,
+                ready = self.listener.readable() => ready,
             };
-            match accepted {
-                Ok((stream, peer)) => {
-                    self.healed();
-                    self.follow_keepalive(&stream);
-                    return Some((stream, peer, lent));
+            let error = match waiting {
+                Ok(mut waiting) => {
+                    // Only now: a door that nobody stands at holds none, however many there are.
+                    let Some(lent) = worker.shared.budget.take(descriptors(self.door)) else {
+                        self.back_off(&Errno::MFILE.into()).await?;
+                        continue;
+                    };
+                    match waiting.try_io(|listener| take_one(listener.get_ref())) {
+                        Ok(Ok((stream, peer))) => {
+                            self.healed();
+                            self.follow_keepalive(&stream);
+                            return Some((stream, peer, lent));
+                        }
+                        Ok(Err(error)) => error,
+                        // When nobody waits to be accepted, nothing is wanting any more: a process that is not ready
+                        // gets no connection to heal by.
+                        Err(_nobody) => {
+                            self.healed();
+                            continue;
+                        }
+                    }
                 }
-                Err(error) => match classify(&error) {
-                    AcceptError::Skip => {}
-                    AcceptError::Exhausted | AcceptError::Unexpected => self.back_off(&error).await?,
-                },
+                Err(error) => error,
+            };
+            match classify(&error) {
+                AcceptError::Skip => {}
+                AcceptError::Exhausted | AcceptError::Unexpected => self.back_off(&error).await?,
             }
         }
     }
@@ -162,21 +178,11 @@ impl Acceptor<'_> {
         if wanted == self.keepalive {
             return;
         }
-        let listener = set_keepalive(&SockRef::from(&self.listener), wanted);
+        let listener = set_keepalive(&SockRef::from(self.listener.get_ref()), wanted);
         if let Err(error) = listener.and_then(|()| set_keepalive(&SockRef::from(accepted), wanted)) {
             tracing::warn!(listener = self.door.as_str(), %error, "cannot set the new keepalive");
         }
         self.keepalive = wanted;
-    }
-
-    /// When nobody waits to be accepted, nothing is wanting any more: a process that is not ready gets no connection to
-    /// heal by.
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        let accepted = self.listener.poll_accept(cx);
-        if accepted.is_pending() {
-            self.healed();
-        }
-        accepted
     }
 
     /// Waits a moment; `None` when the door closes meanwhile.
@@ -209,14 +215,36 @@ impl Acceptor<'_> {
         }
     }
 
-    /// The kernel has completed these handshakes already; closing the socket now would reset them.
-    fn accept_the_rest(&self) {
-        let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Ok((stream, peer))) = self.listener.poll_accept(&mut cx) {
-            let Some(lent) = self.worker.shared.budget.take(descriptors(self.door)) else { return };
-            admit(self.worker, self.door, stream, peer, lent);
+    /// The kernel has completed these handshakes already; closing the socket now would reset them. It is asked itself: what
+    /// the runtime knows of the socket may be older than they are. Where descriptors are wanting it waits for some, until
+    /// connections are cut.
+    async fn accept_the_rest(&self) {
+        let shared = &self.worker.shared;
+        while shared.lifecycle.phase() < Phase::Forced {
+            consume_budget().await;
+            let Some(lent) = shared.budget.take(descriptors(self.door)) else {
+                sleep(BACK_OFF).await;
+                continue;
+            };
+            match take_one(self.listener.get_ref()) {
+                Ok((stream, peer)) => admit(self.worker, self.door, stream, peer, lent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => match classify(&error) {
+                    AcceptError::Skip => {}
+                    AcceptError::Exhausted => sleep(BACK_OFF).await,
+                    AcceptError::Unexpected => return,
+                },
+            }
         }
     }
+}
+
+/// Accepts whoever waits; `WouldBlock` when nobody does.
+fn take_one(listener: &std::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    // A TCP socket has a peer with an address, or is gone.
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(Errno::CONNABORTED)?;
+    Ok((TcpStream::from_std(std::net::TcpStream::from(socket))?, peer))
 }
 
 /// Lets the connection in, on this worker or on one with less to do, or resets it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 
 use crate::kit::{Door, LIMIT, isolated, until};
-use crate::world::{Pair, SLACK, World, asking_while, expect_reset, let_pass, request};
+use crate::world::{Pair, SLACK, World, asking_while, expect_reset, half_close, let_pass, request};
 
 const PORT: u16 = 8080;
 
@@ -210,7 +210,30 @@ fn every_way_to_ask_lets_connections_finish_and_a_second_signal_does_not() {
     });
 }
 
-/// Nor does it wait for who asks: the cuts come when they are due, however often the workers are woken.
+/// Whoever was in the queue when the daemon was told to stop is carried, though its runtime had not heard of them yet.
+#[test]
+fn who_stands_in_the_queue_when_the_doors_close_is_let_in() {
+    isolated(|| {
+        const COUNT: usize = 50;
+        let mut world = World::new("shutdown: { deadline: 20s }\n");
+        let server = Door::open(&world.lab.server, PORT);
+        kill_process(world.pid(), Signal::STOP).expect("a running daemon");
+        let clients: Vec<TcpStream> =
+            (0..COUNT).map(|_| world.dial_out(PORT).expect("the kernel completes it")).collect();
+        ask_by_signal(&world);
+        kill_process(world.pid(), Signal::CONT).expect("a stopped daemon");
+        let servers: Vec<TcpStream> = (0..COUNT).map(|_| server.accept().stream).collect();
+        for mut client in clients {
+            half_close(&client);
+            client.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
+        }
+        drop(servers);
+        let line = exit_line(&mut world, LIMIT);
+        assert!(line.contains("cut=0"), "{line}");
+    });
+}
+
+/// The cuts come when they are due, however often the workers are woken.
 #[test]
 fn questions_without_pause_do_not_put_the_cuts_off() {
     isolated(|| {
