@@ -1,7 +1,7 @@
 //! The running daemon: the parts that everything else holds on to, started in order and ended in order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -51,6 +51,8 @@ const REQUESTS: usize = 4;
 /// How often gone peers' metrics are looked for.
 const SWEEP_METRICS_EVERY: Duration = Duration::from_secs(30);
 
+/// How long the workers may take to begin.
+const START_WITHIN: Duration = Duration::from_secs(1);
 /// How long an exit at once may take to reset what is open.
 const RESET_WITHIN: Duration = Duration::from_millis(300);
 
@@ -172,6 +174,9 @@ impl Daemon {
         if demo {
             demo::start(shared.lifecycle.clone())?;
         }
+        all_turn(&shared).await;
+        // Only now is everything open that is not the data path's: each worker has a runtime, the watchers their queues.
+        shared.budget.set_others(descriptors::open_now());
         self.start_housekeeping(&settings, mesh_status).await;
         let mut end = End { signals, drain_requests, reloads };
         if demo {
@@ -270,6 +275,18 @@ impl Daemon {
         }
         self.shared.lifecycle.advance(Phase::Stopped);
     }
+}
+
+/// Returns when every worker has begun to turn, which nothing but a machine that stands still can hold up for long.
+async fn all_turn(shared: &Shared) {
+    let begun = || shared.posts.iter().all(|post| post.beat.load(Ordering::Relaxed) > 0);
+    let turning = async {
+        while !begun() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    // Then some of it is not counted.
+    let _ = timeout(START_WITHIN, turning).await;
 }
 
 async fn all_ended(threads: &[JoinHandle<()>]) {

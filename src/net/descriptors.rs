@@ -33,25 +33,36 @@ pub fn open_now() -> usize {
 
 /// Counts the data path's descriptors against its share. Cheap to clone; one atomic operation per change.
 #[derive(Debug, Clone)]
-pub struct Budget {
-    used: Arc<AtomicUsize>,
-    share: usize,
+pub struct Budget(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    limit: usize,
+    used: AtomicUsize,
+    share: AtomicUsize,
 }
 
 impl Budget {
-    /// `limit`: the soft limit; `others`: what is open before the data path starts.
+    /// `limit`: the soft limit; `others`: what is open beside the data path.
     #[must_use]
     pub fn new(limit: u64, others: usize) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { used: Arc::default(), share: limit.saturating_sub(others + RESERVE) }
+        let budget = Self(Arc::new(Counts { limit, used: AtomicUsize::new(0), share: AtomicUsize::new(0) }));
+        budget.set_others(others);
+        budget
+    }
+
+    /// What is open beside the data path, as it turns out.
+    pub fn set_others(&self, others: usize) {
+        self.0.share.store(self.0.limit.saturating_sub(others + RESERVE), Ordering::Relaxed);
     }
 
     /// Takes `count` descriptors from the share, or `None` when it is used up.
     #[must_use]
     pub fn take(&self, count: usize) -> Option<Lent> {
-        let before = self.used.fetch_add(count, Ordering::Relaxed);
-        if before + count > self.share {
-            self.used.fetch_sub(count, Ordering::Relaxed);
+        let before = self.0.used.fetch_add(count, Ordering::Relaxed);
+        if before + count > self.share() {
+            self.0.used.fetch_sub(count, Ordering::Relaxed);
             return None;
         }
         Some(Lent { budget: self.clone(), count })
@@ -59,12 +70,12 @@ impl Budget {
 
     #[must_use]
     pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
+        self.0.used.load(Ordering::Relaxed)
     }
 
     #[must_use]
     pub fn share(&self) -> usize {
-        self.share
+        self.0.share.load(Ordering::Relaxed)
     }
 }
 
@@ -77,7 +88,7 @@ pub struct Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.count, Ordering::Relaxed);
+        self.budget.0.used.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
 
@@ -96,6 +107,8 @@ mod tests {
         assert_eq!(budget.used(), 1);
         drop(last);
         assert_eq!(budget.used(), 0);
+        budget.set_others(60);
+        assert_eq!(budget.clone().share(), 8, "for everyone who holds it");
     }
 
     #[test]
