@@ -22,9 +22,19 @@ const MOST_TIERS: usize = 12;
 /// See the module.
 #[derive(Debug)]
 pub struct Plan {
-    ports: BTreeMap<u16, Arc<Candidates>>,
-    /// For ports that the service does not define: workloads that take any port for a tunnel of their own.
+    standard: BTreeMap<u16, Arc<Candidates>>,
+    /// Where it differs: ports that each endpoint names itself.
+    waypoint: BTreeMap<u16, Arc<Candidates>>,
+    /// For a waypoint's ports that the service does not define.
     any_port: Arc<Candidates>,
+}
+
+/// What endpoints are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Standard,
+    /// As a waypoint: where its application has a port of its own for tunnelled traffic, the service need not list any.
+    Waypoint,
 }
 
 /// The endpoints that serve one port.
@@ -85,35 +95,37 @@ impl Plan {
     #[must_use]
     pub fn new(state: &ServiceState) -> Self {
         let service = &*state.service;
-        let usable = || state.endpoints.iter().filter(|endpoint| is_usable(service, endpoint));
-        let mut ports: BTreeMap<u16, Arc<Candidates>> = BTreeMap::new();
-        for port in service.ports.keys() {
-            let serving: Vec<_> =
-                usable().filter(|it| target_port(service, it, *port).is_some()).map(Arc::clone).collect();
-            let alike = ports.values().find(|known| {
-                let same = |(a, b): (&Arc<Endpoint>, &Arc<Endpoint>)| Arc::ptr_eq(a, b);
-                known.members.len() == serving.len() && known.members.iter().zip(&serving).all(same)
-            });
-            let candidates =
-                alike.map_or_else(|| Arc::new(Candidates::new(serving, service.load_balancer.as_ref())), Arc::clone);
-            ports.insert(*port, candidates);
-        }
+        let usable: Vec<&Arc<Endpoint>> =
+            state.endpoints.iter().filter(|endpoint| is_usable(service, endpoint)).collect();
+        let mut made: Vec<Arc<Candidates>> = Vec::new();
+        let mut serving = |port, mode| {
+            let serves = |endpoint: &&&Arc<Endpoint>| target_port(service, endpoint, port, mode).is_some();
+            let members: Vec<Arc<Endpoint>> = usable.iter().filter(serves).map(|it| Arc::clone(it)).collect();
+            // Nearly always all ports have the same.
+            if let Some(alike) = made.iter().find(|known| known.are(&members)) {
+                return Arc::clone(alike);
+            }
+            let candidates = Arc::new(Candidates::new(members, service.load_balancer.as_ref()));
+            made.push(Arc::clone(&candidates));
+            candidates
+        };
+        let standard = service.ports.keys().map(|port| (*port, serving(*port, Mode::Standard))).collect();
+        let named = service.ports.iter().filter(|(_, target)| **target == 0);
+        let waypoint = named.map(|(port, _)| (*port, serving(*port, Mode::Waypoint))).collect();
         let takes_any =
-            |it: &&Arc<Endpoint>| it.workload.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
-        let any: Vec<_> = usable().filter(takes_any).map(Arc::clone).collect();
-        Self { ports, any_port: Arc::new(Candidates::new(any, service.load_balancer.as_ref())) }
+            |it: &&&Arc<Endpoint>| it.workload.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
+        let any: Vec<Arc<Endpoint>> = usable.iter().filter(takes_any).map(|it| Arc::clone(it)).collect();
+        Self { standard, waypoint, any_port: Arc::new(Candidates::new(any, service.load_balancer.as_ref())) }
     }
 
-    /// The candidates for a port of the service; nothing where it has no such port.
+    /// The candidates for a port of the service; nothing where it has no such port and needs one.
     #[must_use]
-    pub fn port(&self, port: u16) -> Option<&Arc<Candidates>> {
-        self.ports.get(&port)
-    }
-
-    /// As [`Plan::port`] for a waypoint, whose workloads may take ports that their service does not define.
-    #[must_use]
-    pub fn waypoint_port(&self, port: u16) -> &Arc<Candidates> {
-        self.ports.get(&port).unwrap_or(&self.any_port)
+    pub fn candidates(&self, port: u16, mode: Mode) -> Option<&Arc<Candidates>> {
+        let listed = self.standard.get(&port);
+        match mode {
+            Mode::Standard => listed,
+            Mode::Waypoint => self.waypoint.get(&port).or(listed).or(Some(&self.any_port)),
+        }
     }
 }
 
@@ -129,6 +141,11 @@ impl Candidates {
             _ => Locality::Nowhere,
         };
         Self { all: Group::new(everyone, &members), members: members.into(), locality }
+    }
+
+    fn are(&self, members: &[Arc<Endpoint>]) -> bool {
+        let same = |(a, b): (&Arc<Endpoint>, &Arc<Endpoint>)| Arc::ptr_eq(a, b);
+        self.members.len() == members.len() && self.members.iter().zip(members).all(same)
     }
 
     #[must_use]
@@ -318,13 +335,20 @@ fn is_usable(service: &Service, endpoint: &Endpoint) -> bool {
     healthy && *capacity > 0 && (ips.iter().any(allowed) || !hostname.is_empty() || network_gateway.is_some())
 }
 
-/// Where an endpoint serves `port` of the service: its own word, else the service's, else the port itself where its
-/// application tunnel takes any.
+/// Where an endpoint serves `port` of the service: its own word, else the service's. A waypoint's application tunnel
+/// takes any port as it is.
 #[must_use]
-pub fn target_port(service: &Service, endpoint: &Endpoint, port: u16) -> Option<u16> {
-    let mapped = endpoint.ports.get(&port).or_else(|| service.ports.get(&port)).copied().filter(|port| *port > 0);
-    let tunnelled = || endpoint.workload.application_tunnel.and_then(|tunnel| tunnel.port).map(|_own| port);
-    mapped.or_else(tunnelled)
+pub fn target_port(service: &Service, endpoint: &Endpoint, port: u16, mode: Mode) -> Option<u16> {
+    let listed = service.ports.get(&port).copied();
+    let tunnelled = match mode {
+        Mode::Standard => {
+            listed?;
+            None
+        }
+        Mode::Waypoint => endpoint.workload.application_tunnel.and_then(|tunnel| tunnel.port).map(|_own| port),
+    };
+    let own = endpoint.ports.get(&port).copied().filter(|port| *port > 0);
+    own.or(listed.filter(|port| *port > 0)).or(tunnelled)
 }
 
 #[cfg(test)]

@@ -76,7 +76,12 @@ fn classify(error: &io::Error) -> AcceptError {
 
 /// Accepts at `door` from when the process is ready until the door closes.
 pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpListener) {
-    let listener = match AsyncFd::with_interest(listener, Interest::READABLE) {
+    #[expect(
+        deprecated,
+        reason = "the other way needs `unsafe`; std's listener keeps its descriptor for as long as it lives"
+    )]
+    let registered = AsyncFd::with_interest(listener, Interest::READABLE);
+    let listener = match registered {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(listener = door.as_str(), %error, "the listener cannot be used");

@@ -28,7 +28,7 @@ use crate::net::own_sockets::Way;
 use crate::proxy::authorize::Permit;
 use crate::proxy::balance::draw::{self, Drawn, Nobody, draw};
 use crate::proxy::balance::{Choice, Picked};
-use crate::proxy::resolve::endpoint::{Mode, usable};
+use crate::proxy::resolve::endpoint::reachable;
 use crate::proxy::resolve::endpoint::{Place, Wanted};
 use crate::proxy::resolve::route::{Among, Asking, Candidate, Route, RouteError, candidate};
 use crate::proxy::resolve::{ResolveError, Target};
@@ -225,10 +225,7 @@ fn pick(
     state: &ServiceState,
     wanted: &Wanted<'_>,
 ) -> Option<Choice> {
-    let candidates = match wanted.mode {
-        Mode::Standard => state.plan().port(wanted.port)?,
-        Mode::Waypoint => state.plan().waypoint_port(wanted.port),
-    };
+    let candidates = state.plan().candidates(wanted.port, wanted.mode)?;
     let source = local_workload(worker);
     let limits = worker.settings().limits;
     let Tried { endpoints, gateways, picked, full, exhausted } = tried;
@@ -257,7 +254,7 @@ fn pick(
         let Drawn { endpoint, in_use } = drawn.ok()?;
         let live = endpoint.workload.live.clone();
         tried.push(live.clone());
-        if let Some(port) = usable(&state.service, &endpoint, wanted) {
+        if let Some(port) = reachable(&state.service, &endpoint, wanted) {
             picked.push(Picked { live, among: Some(Arc::clone(candidates)), in_use });
             return Some(Choice { endpoint, port });
         }

@@ -223,7 +223,7 @@ fn who_stands_in_the_queue_when_the_doors_close_is_let_in() {
         ask_by_signal(&world);
         kill_process(world.pid(), Signal::CONT).expect("a stopped daemon");
         let servers: Vec<TcpStream> = (0..COUNT).map(|_| server.accept().stream).collect();
-        for mut client in clients {
+        for client in clients {
             half_close(&client);
             client.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
         }

@@ -25,7 +25,7 @@ fn tiers(state: &ServiceState, source: &str) -> Vec<BTreeSet<String>> {
     let text = format!("workloads: [{{ uid: me, name: me, namespace: ns, workloadIps: [10.9.9.9], {source} }}]");
     let snapshot = snapshot_of("mesh.yaml", &text).unwrap_or_else(|problems| panic!("{problems}"));
     let plan = Plan::new(state);
-    let candidates = plan.port(80).expect("the port");
+    let candidates = plan.candidates(80, Mode::Standard).expect("the port");
     let mut seen = BTreeSet::new();
     let mut tiers = Vec::new();
     for group in candidates.tiers(snapshot.workload_by_uid("me").map(|it| &**it)) {
@@ -69,7 +69,11 @@ fn who_may_be_chosen() {
     ];
     for (what, keys, workload, want) in rows {
         let state = service(keys, &[("a", workload)]);
-        assert_eq!(names(Plan::new(&state).port(80).expect("the port")) == ["a"], *want, "{what}");
+        assert_eq!(
+            names(Plan::new(&state).candidates(80, Mode::Standard).expect("the port")) == ["a"],
+            *want,
+            "{what}"
+        );
     }
     assert_eq!(rows.len(), 12);
 }
@@ -86,16 +90,26 @@ services: [{ name: svc, namespace: ns, hostname: svc, vips: [], ports: { 80: 808
     let snapshot = snapshot_of("mesh.yaml", text).expect("a mesh");
     let state = snapshot.service_by_key("ns", "svc").expect("the service");
     let plan = Plan::new(state);
-    let of = |port| plan.port(port).map(|candidates| names(candidates));
-    assert_eq!([of(80), of(81), of(83)], [Some(vec!["a", "b", "c"]), Some(vec!["a", "c"]), None]);
-    assert!(Arc::ptr_eq(plan.port(80).expect("80"), plan.port(82).expect("82")), "the same for both");
-    assert_eq!((names(plan.waypoint_port(80)).len(), names(plan.waypoint_port(83))), (3, vec!["c"]));
-    let target = |uid: &str, port| target_port(&state.service, state.endpoint(uid).expect("an endpoint"), port);
-    assert_eq!(
-        [target("a", 81), target("b", 81), target("c", 81), target("c", 7)],
-        [Some(9081), None, Some(81), Some(7)]
-    );
-    assert_eq!([target("a", 80), target("b", 82), target("b", 7)], [Some(8080), Some(8082), None]);
+    let of = |port, mode| plan.candidates(port, mode).map(|candidates| names(candidates));
+    let standard = [80, 81, 83].map(|port| of(port, Mode::Standard));
+    assert_eq!(standard, [Some(vec!["a", "b", "c"]), Some(vec!["a"]), None]);
+    let waypoint = [80, 81, 83].map(|port| of(port, Mode::Waypoint));
+    assert_eq!(waypoint, [Some(vec!["a", "b", "c"]), Some(vec!["a", "c"]), Some(vec!["c"])]);
+    let shared = |port| plan.candidates(port, Mode::Standard).expect("a port");
+    assert!(Arc::ptr_eq(shared(80), shared(82)), "the same for both");
+    let target =
+        |uid: &str, port, mode| target_port(&state.service, state.endpoint(uid).expect("an endpoint"), port, mode);
+    for (uid, port, standard, waypoint) in [
+        ("a", 80, Some(8080), Some(8080)),
+        ("a", 81, Some(9081), Some(9081)),
+        ("b", 81, None, None),
+        ("c", 81, None, Some(81)),
+        ("c", 7, None, Some(7)),
+        ("b", 7, None, None),
+    ] {
+        let targets = (target(uid, port, Mode::Standard), target(uid, port, Mode::Waypoint));
+        assert_eq!(targets, (standard, waypoint), "{uid} {port}");
+    }
 }
 
 /// Endpoint `nrz` is in network n, region r, zone z.
@@ -149,7 +163,9 @@ fn a_source_that_is_elsewhere_or_nowhere() {
     let region_only = "locality: { region: r, zone: other, subzone: '' }";
     assert_eq!((tiers(&failover, region_only).len(), tiers(&strict, region_only)), (2, vec![]));
     let (failover, strict) = (Plan::new(&failover), Plan::new(&strict));
-    let count = |plan: &Plan| plan.port(80).expect("the port").tiers(None).map(Group::len).collect::<Vec<_>>();
+    let count = |plan: &Plan| {
+        plan.candidates(80, Mode::Standard).expect("the port").tiers(None).map(Group::len).collect::<Vec<_>>()
+    };
     assert_eq!((count(&failover), count(&strict)), (vec![8], vec![]));
 }
 
@@ -164,7 +180,7 @@ fn each_is_drawn_by_its_weight() {
     let workloads: Vec<(&str, &str)> = workloads.iter().map(|(uid, keys)| (&**uid, &**keys)).collect();
     let state = service("ports: { 80: 80 }", &workloads);
     let plan = Plan::new(&state);
-    let candidates = plan.port(80).expect("the port");
+    let candidates = plan.candidates(80, Mode::Standard).expect("the port");
     let group = candidates.tiers(None).next().expect("all");
     let mut random = fastrand::Rng::with_seed(7);
     let mut counts = BTreeMap::new();

@@ -77,7 +77,7 @@ mod tests {
         }
         let snapshot = snapshot_of("mesh.yaml", &text).expect("a mesh");
         let state = snapshot.service_by_key("n", "s").expect("the service");
-        Arc::clone(state.plan().port(80).expect("the port"))
+        Arc::clone(state.plan().candidates(80, crate::mesh::plan::Mode::Standard).expect("the port"))
     }
 
     fn live(candidates: &Candidates, at: usize) -> &Live {

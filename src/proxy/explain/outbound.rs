@@ -86,7 +86,7 @@ pub(super) fn look_up(snapshot: &Snapshot, settings: &Settings, query: &Query, a
     match &target {
         Target::Single { workload, .. } => single(&mut found, &asking, &target, workload.as_ref(), query),
         Target::Service { state, port } => {
-            let candidates = state.plan().port(*port);
+            let candidates = state.plan().candidates(*port, Mode::Standard);
             every(&mut found, &asking, &target, query, asker, (state, candidates, *port, Mode::Standard));
         }
         Target::Waypoint { hop, .. } => {
@@ -94,7 +94,7 @@ pub(super) fn look_up(snapshot: &Snapshot, settings: &Settings, query: &Query, a
             match &hop.to {
                 HopTo::Workload(workload) => single(&mut found, &asking, &target, Some(workload), query),
                 HopTo::Service(state) => {
-                    let candidates = Some(state.plan().waypoint_port(hop.port));
+                    let candidates = state.plan().candidates(hop.port, Mode::Waypoint);
                     every(&mut found, &asking, &target, query, asker, (state, candidates, hop.port, Mode::Waypoint));
                 }
             }
@@ -168,7 +168,7 @@ fn every(
         let way = row.may_be_chosen().then(|| {
             candidate(asking, target, |among, other, wanted| match among {
                 Among::Endpoints => {
-                    let port = target_port(&state.service, endpoint, wanted.port)?;
+                    let port = target_port(&state.service, endpoint, wanted.port, wanted.mode)?;
                     Some(Choice { endpoint: Arc::clone(endpoint), port })
                 }
                 Among::Gateways => first_of(other, wanted.port),
@@ -195,8 +195,8 @@ fn take(found: &mut Found, mut row: EndpointRow, way: Result<Candidate, crate::p
 
 /// Any of those behind a gateway: they are alike.
 fn first_of(state: &ServiceState, port: u16) -> Option<Choice> {
-    let endpoint = state.plan().port(port)?.members().first()?;
-    Some(Choice { endpoint: Arc::clone(endpoint), port: target_port(&state.service, endpoint, port)? })
+    let endpoint = state.plan().candidates(port, Mode::Standard)?.members().first()?;
+    Some(Choice { endpoint: Arc::clone(endpoint), port: target_port(&state.service, endpoint, port, Mode::Standard)? })
 }
 
 /// In which group the source finds it, and whether it is a candidate at all.
@@ -215,12 +215,11 @@ fn group_of(
 }
 
 fn why_not(state: &ServiceState, endpoint: &Endpoint, port: u16, mode: Mode) -> String {
-    let listed = state.service.ports.contains_key(&port) || mode == Mode::Waypoint;
     match endpoint.status {
         Health::Terminating => "terminating: it gets no new connections".to_owned(),
         Health::Unhealthy => "unhealthy, and the service takes only healthy ones".to_owned(),
         Health::Healthy if endpoint.workload.capacity == 0 => "its weight is 0".to_owned(),
-        Health::Healthy if !listed || target_port(&state.service, endpoint, port).is_none() => {
+        Health::Healthy if target_port(&state.service, endpoint, port, mode).is_none() => {
             format!("it does not serve port {port}")
         }
         Health::Healthy => "it has no address that could be used".to_owned(),

@@ -1,4 +1,4 @@
-//! One endpoint: whether it may take traffic for what was asked, on which port, and at which of its addresses.
+//! One endpoint: on which port it takes what was asked, and at which of its addresses.
 //!
 //! In: a service, an endpoint of it, what is wanted. Out: a target port and a [`Place`]. An endpoint without a usable
 //! address has a host name to look up, or is in another network behind a gateway, or is no endpoint.
@@ -6,8 +6,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::mesh::service::{HealthPolicy, IpFamilies};
-use crate::mesh::{Endpoint, Health, Service, Workload};
+pub use crate::mesh::plan::Mode;
+use crate::mesh::plan::target_port;
+use crate::mesh::service::IpFamilies;
+use crate::mesh::{Endpoint, Service, Workload};
 
 /// What is asked of a service's endpoints.
 #[derive(Debug, Clone, Copy)]
@@ -21,14 +23,6 @@ pub struct Wanted<'a> {
     pub network: &'a str,
 }
 
-/// What the endpoints are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    Standard,
-    /// As a waypoint: where its application has a port of its own for tunnelled traffic, the service need not list any.
-    Waypoint,
-}
-
 /// Where a workload is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -39,32 +33,13 @@ pub enum Place {
     Beyond,
 }
 
-/// Whether the endpoint may be chosen at all; if so the port of its own that is meant.
+/// The port of the endpoint's own that is meant, if there is a place where it could be reached. Whether it may be chosen at
+/// all is the plan's word.
 #[must_use]
-pub fn usable(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u16> {
-    let allow_all = matches!(&service.load_balancer, Some(lb) if lb.health_policy == HealthPolicy::AllowAll);
-    match endpoint.status {
-        Health::Healthy => {}
-        Health::Unhealthy if allow_all => {}
-        Health::Unhealthy | Health::Terminating => return None,
-    }
-    let port = target_port(service, endpoint, wanted)?;
+pub fn reachable(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u16> {
+    let port = target_port(service, endpoint, wanted.port, wanted.mode)?;
     place(&endpoint.workload, service.ip_families, wanted.address, wanted.network)?;
     Some(port)
-}
-
-/// The endpoint's own port for it, else the service's; 0 is a port that each endpoint has to name itself.
-fn target_port(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u16> {
-    let listed = service.ports.get(&wanted.port).copied();
-    let tunnel = match (wanted.mode, endpoint.workload.application_tunnel) {
-        (Mode::Waypoint, Some(tunnel)) => tunnel.port.map(|_| wanted.port),
-        (Mode::Waypoint, None) | (Mode::Standard, _) => {
-            listed?;
-            None
-        }
-    };
-    let own = endpoint.ports.get(&wanted.port).copied().filter(|port| *port > 0);
-    own.or(listed.filter(|port| *port > 0)).or(tunnel)
 }
 
 /// Where `workload` is to be looked for: at the wanted address if it has it, else at the first allowed one of that

@@ -7,11 +7,12 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
-use super::endpoint::Place;
+use super::endpoint::{Place, reachable};
 use super::route::{Asking, Candidate, Leg, Route, candidate};
 use super::*;
 use crate::mesh::snapshot_of;
-use crate::proxy::balance::choose;
+use crate::proxy::balance::Choice;
+use crate::proxy::balance::draw::{Asking as Drawing, draw};
 
 /// Our network is `near`; the client is `client` in namespace `shop`, at 10.0.0.1.
 const WORLD: &str = include_str!("tests/world.yaml");
@@ -45,8 +46,15 @@ fn first(snapshot: &Snapshot, ask: &Ask<'_>, dst: SocketAddr, target: &Target, s
     let dst = OriginalDst::new(dst);
     let asking = Asking { snapshot, dst, network: "near", client_namespace: ask.namespace };
     let mut random = fastrand::Rng::with_seed(seed);
-    candidate(&asking, target, |_, state, wanted| choose(state, wanted, &[], &mut random))
-        .map_err(|error| format!("{}: {error}", error.close_reason().as_str()))
+    let drawing =
+        Drawing { source: None, tried: &[], limit: None, trial: std::time::Duration::from_secs(1), now_ms: 0 };
+    candidate(&asking, target, |_, state, wanted| {
+        let candidates = state.plan().candidates(wanted.port, wanted.mode)?;
+        let endpoint = draw(candidates, &drawing, &mut random).ok()?.endpoint;
+        let port = reachable(&state.service, &endpoint, wanted)?;
+        Some(Choice { endpoint, port })
+    })
+    .map_err(|error| format!("{}: {error}", error.close_reason().as_str()))
 }
 
 fn place(place: &Place, port: u16) -> String {

@@ -22,7 +22,7 @@ fn candidates(count: usize, weights: &[u32], balancer: &str) -> Arc<Candidates> 
     }
     let snapshot = snapshot_of("mesh.yaml", &text).unwrap_or_else(|problems| panic!("{problems}"));
     let state = snapshot.service_by_key("n", "s").expect("the service");
-    Arc::clone(state.plan().port(80).expect("the port"))
+    Arc::clone(state.plan().candidates(80, crate::mesh::plan::Mode::Standard).expect("the port"))
 }
 
 const FAILOVER: &str = ", loadBalancer: { mode: Failover, routingPreferences: [Zone] }";
