@@ -178,14 +178,15 @@ impl Daemon {
         // Only now is everything open that is not the data path's: each worker has a runtime, the watchers their queues.
         shared.budget.set_others(descriptors::open_now());
         self.start_housekeeping(&settings, mesh_status).await;
-        let mut end = End { signals, drain_requests, reloads };
+        let mut end = End { signals, signalled: false, drain_requests, reloads };
+        let mut asked = false;
         if demo {
             tokio::select! {
                 () = demo::ready(&shared.lifecycle, &shared.readiness) => demo::greet(&doors, &settings.mesh.files).context("cannot print")?,
-                () = end.asked() => {}
+                () = end.asked() => asked = true,
             }
         }
-        if shared.lifecycle.phase() <= Phase::Ready {
+        if !asked {
             end.asked().await;
         }
         self.finish(threads, &mut end).await;
@@ -251,7 +252,7 @@ impl Daemon {
         });
     }
 
-    /// Drains, unless a second signal says otherwise, and ends the threads.
+    /// Drains, unless a second signal says otherwise, and ends the threads. What else asks meanwhile changes nothing.
     async fn finish(self, threads: Vec<JoinHandle<()>>, end: &mut End) {
         let settings = self.settings.borrow().shutdown;
         let cuts = || self.metrics.workers.closed(CloseReason::Drain);
@@ -264,7 +265,7 @@ impl Daemon {
                     () = shutdown::last_moment(&self.shared) => tracing::warn!("a data worker did not end in time"),
                 }
             }
-            () = end.asked() => {
+            () = end.told_again() => {
                 let open = self.shared.limits.usage(Scope::Total).0;
                 tracing::warn!(connections = open, "told twice to stop: exiting at once");
                 // What the kernel closes after us would look like a clean end.
@@ -298,6 +299,8 @@ async fn all_ended(threads: &[JoinHandle<()>]) {
 /// Who can end the process.
 struct End {
     signals: Signals,
+    /// Whether a signal has asked for it already.
+    signalled: bool,
     drain_requests: mpsc::Receiver<()>,
     reloads: mpsc::Sender<Request>,
 }
@@ -308,13 +311,29 @@ impl End {
         loop {
             tokio::select! {
                 asked = self.signals.next() => match asked {
-                    Asked::Drain => return,
-                    // A full queue means that a reload is already asked for.
-                    Asked::Reload => drop(self.reloads.try_send(None)),
+                    Asked::Drain => { self.signalled = true; return }
+                    Asked::Reload => self.reload(),
                 },
                 Some(()) = self.drain_requests.recv() => return,
             }
         }
+    }
+
+    /// Returns at the second signal. A request is not one: an orchestrator asks for a drain, and then sends the signal that
+    /// it always sends.
+    async fn told_again(&mut self) {
+        loop {
+            match self.signals.next().await {
+                Asked::Drain if self.signalled => return,
+                Asked::Drain => self.signalled = true,
+                Asked::Reload => self.reload(),
+            }
+        }
+    }
+
+    fn reload(&self) {
+        // A full queue means that a reload is already asked for.
+        let _ = self.reloads.try_send(None);
     }
 }
 

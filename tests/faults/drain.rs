@@ -193,13 +193,23 @@ fn with_nothing_open_the_end_is_at_once_however_it_is_asked_for() {
 #[test]
 fn every_way_to_ask_lets_connections_finish_and_a_second_signal_does_not() {
     isolated(|| {
-        for ask in ASK {
+        for (index, ask) in ASK.into_iter().enumerate() {
             let mut world = World::new("");
             let server = Door::open(&world.lab.server, PORT);
             let mut pair = world.outbound(&server, PORT);
             ask(&world);
             world.wait_not_ready("drain");
             assert_eq!(world.json(&["status", "--json"])["ready"], false);
+            pair.talk();
+            // Asking in other ways, and again, changes nothing; nor does the signal that comes after a request.
+            for _ in 0..2 {
+                ask_by_command(&world);
+                ask_by_request(&world);
+            }
+            if index > 0 {
+                ask_by_signal(&world);
+            }
+            let_pass(Duration::from_millis(500));
             pair.talk();
             let start = terminate(&world);
             world.adit.wait(Duration::from_secs(1) + SLACK);
