@@ -28,6 +28,7 @@ use crate::net::own_sockets::Way;
 use crate::proxy::authorize::Permit;
 use crate::proxy::balance::draw::{self, Drawn, Nobody, draw};
 use crate::proxy::balance::{Choice, Picked};
+use crate::proxy::relay::reset;
 use crate::proxy::resolve::endpoint::reachable;
 use crate::proxy::resolve::endpoint::{Place, Wanted};
 use crate::proxy::resolve::route::{Among, Asking, Candidate, Route, RouteError, candidate};
@@ -126,6 +127,14 @@ struct Tried {
 }
 
 impl Connected {
+    /// Ends it with a reset: the destination must not take what never began for a client that had nothing to say.
+    pub fn abandon(self) {
+        match self.via {
+            Via::Socket(dialled) => reset(dialled.stream),
+            Via::Tunnel(mut tunnelled) => tunnelled.stream.reset(h2::Reason::CANCEL),
+        }
+    }
+
     /// Our address, where there is a socket of its own.
     #[must_use]
     pub fn local(&self) -> Option<SocketAddr> {

@@ -1,6 +1,6 @@
 //! The SOCKS5 door (RFC 1928): CONNECT without authentication, to an IPv4 or IPv6 address or a name.
 //!
-//! The reply is sent after the upstream connect and says how it went. Names of known services resolve in the state,
+//! The reply is sent after the upstream connect and says how it went; a client that is gone by then resets its upstream. Names of known services resolve in the state,
 //! other names by the system's resolver under `egress: allowAny`. Loopback and link-local destinations are refused
 //! unless a workload of the state has the address, or `socks5AllowLocal` is on. Fails closed.
 
@@ -52,12 +52,35 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
         }
         Err(Unanswerable::Connection(error)) => return Err(error),
     };
-    let (reply, bound) = match &result {
-        Ok(connected) => (Reply::Succeeded, connected.local()),
-        Err(error) => (reply_for(error), None),
-    };
-    send(&mut opening.downstream, &encode_reply(reply, bound)).await?;
-    result
+    match result {
+        Ok(connected) => {
+            let reply = encode_reply(Reply::Succeeded, connected.local());
+            let connected = Untold(Some(connected));
+            send(&mut opening.downstream, &reply).await?;
+            connected.told()
+        }
+        Err(error) => {
+            send(&mut opening.downstream, &encode_reply(reply_for(&error), None)).await?;
+            Err(error)
+        }
+    }
+}
+
+/// An upstream connection that the client has not been told of: reset when dropped, however that comes.
+struct Untold(Option<Connected>);
+
+impl Untold {
+    fn told(mut self) -> Result<Connected, ConnectError> {
+        self.0.take().ok_or_else(|| CloseReason::DownstreamGone.into())
+    }
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some(connected) = self.0.take() {
+            connected.abandon();
+        }
+    }
 }
 
 /// A client whose request never became one.
