@@ -178,8 +178,9 @@ async fn set_up(
             Ok(Ready { downstream, upstream, options: RelayOptions::of(&settings) })
         }
         Err(refusal) => {
-            // A SOCKS5 client has been told why, in words that a reset would destroy.
-            if entry.door == Door::Socks5 && entry.killed().is_none() && refusal.reason != CloseReason::DownstreamGone {
+            // A SOCKS5 client has been told why, in words that a reset would destroy, unless its request never came.
+            let untold = matches!(refusal.reason, CloseReason::DownstreamGone | CloseReason::SocksTimeout);
+            if entry.door == Door::Socks5 && entry.killed().is_none() && !untold {
                 say_goodbye(downstream, GOODBYE).await;
             } else {
                 reset(downstream);

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, kill_process};
 use socket2::SockRef;
 
-use crate::kit::{Adit, LIMIT, Lab, isolated, until};
+use crate::kit::{Adit, Door, LIMIT, Lab, isolated, until};
 use crate::program::{need, run};
 use crate::serve::echo;
 use crate::wire::{GREETING, SETTINGS, ask, door, knock, rest, to_address, to_name};
@@ -80,8 +81,7 @@ fn silence_ends_after_ten_seconds() {
             .collect();
         still_serves(&lab);
         for (client, begun) in clients.iter_mut().zip(begun) {
-            let answer = rest(client).unwrap_or_default();
-            assert!(answer.is_empty() || answer == [5, 0], "{begun:?}: {answer:?}");
+            assert_eq!(rest(client), None, "{begun:?}: nothing was said, so nothing ends well");
             let took = start.elapsed();
             assert!((9..25).contains(&took.as_secs()), "{begun:?}: {took:?}");
         }
@@ -147,6 +147,32 @@ fn giving_up_while_connecting() {
         let answer = rest(&mut client).expect("a clean end");
         assert_eq!(answer.first_chunk::<4>(), Some(&[5, 0, 5, 0]));
         assert!(answer.ends_with(b"last words"), "{answer:?}");
+        adit.stop();
+    });
+}
+
+/// The server must not take it for a client that had nothing to say.
+#[test]
+fn a_client_that_is_gone_before_it_is_answered_resets_its_upstream() {
+    isolated(|| {
+        let lab = Lab::new();
+        let server = Door::open(&lab.server, 7000);
+        let mut adit = lab.adit(&format!("{SETTINGS}connect: {{ timeout: 60s, deadline: 60s }}\n"), "");
+        adit.expect_log("downstream_gone");
+        lab.server.black_hole("tcp dport 7000");
+        let mut client = knock(&lab.adit);
+        let request = to_address((lab.server.v4, 7000).into());
+        client.write_all(&[&GREETING[..], &request].concat()).expect("write");
+        until(LIMIT, "the attempt", || syn_sent(&lab).then_some(()));
+        // While the daemon stands still the upstream connects and the client goes: it finds both when it wakes.
+        kill_process(adit.pid(), Signal::STOP).expect("a running daemon");
+        lab.server.heal();
+        let mut upstream = server.accept().stream;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+        drop(client);
+        kill_process(adit.pid(), Signal::CONT).expect("a stopped daemon");
+        upstream.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
+        assert_eq!(rest(&mut upstream), None, "an end that looks like one");
         adit.stop();
     });
 }
