@@ -23,7 +23,10 @@ const CHECKS: &[Check] = &[
     Check { keys: &["connect.timeout", "connect.deadline"], rule: connect_times },
     Check { keys: &["listen.admin", "admin.allowRemote"], rule: admin_remote },
     Check { keys: &["listen.socks5", "socks5AllowRemote"], rule: socks5_remote },
-    Check { keys: &["listen.outbound", "listen.inbound", "listen.socks5", "listen.hbone"], rule: no_door },
+    Check {
+        keys: &["listen.outbound", "listen.inbound", "listen.socks5", "listen.hbone", "identity.source"],
+        rule: no_door,
+    },
     Check { keys: &["preserveSource", "packetMark", "listen.inbound"], rule: source_without_mark },
     Check {
         keys: &["identity.source", "identity.files.cert", "identity.files.key", "identity.files.roots"],
@@ -123,10 +126,13 @@ fn socks5_remote(settings: &Settings) -> Option<(String, String, String)> {
 
 fn no_door(settings: &Settings) -> Option<(String, String, String)> {
     let listen = &settings.listen;
-    (listen.outbound.is_none() && listen.inbound.is_none() && listen.socks5.is_none()).then(|| {
+    // Without an identity nobody accepts at the HBONE door.
+    let hbone = listen.hbone.filter(|_| settings.identity.source != IdentitySource::None);
+    let doors = [listen.outbound, listen.inbound, listen.socks5, hbone];
+    doors.iter().all(Option::is_none).then(|| {
         (
             "every door for traffic off".to_owned(),
-            "listen.outbound, listen.inbound or listen.socks5 open".to_owned(),
+            "listen.outbound, listen.inbound, listen.socks5, or with an identity listen.hbone open".to_owned(),
             "there would be nothing to do: open at least one".to_owned(),
         )
     })

@@ -233,7 +233,7 @@ fn each_check_across_keys_names_its_place_and_a_way_out() {
         ),
         (
             "listen:\n  outbound: off\n  inbound: false\n",
-            "a.yaml:2:13: listen.outbound: found every door for traffic off, expected listen.outbound, listen.inbound or listen.socks5 open\n  hint: there would be nothing to do: open at least one",
+            "a.yaml:2:13: listen.outbound: found every door for traffic off, expected listen.outbound, listen.inbound, listen.socks5, or with an identity listen.hbone open\n  hint: there would be nothing to do: open at least one",
         ),
         (
             "packetMark: off\npreserveSource: require\n",
@@ -259,6 +259,7 @@ fn each_check_across_keys_names_its_place_and_a_way_out() {
 #[test]
 fn what_a_check_forbids_can_be_allowed() {
     for text in [
+        "listen: { outbound: off, inbound: off }\nidentity: { source: dev, dev: { folder: ca } }\n",
         "listen: { admin: \"[::]:15000\" }\nadmin: { allowRemote: true }\n",
         "listen: { admin: \"[::ffff:127.0.0.1]:15000\" }\n",
         "listen: { admin: \"127.3.2.1:15000\", socks5: \"[::1]:1080\" }\n",
