@@ -311,6 +311,11 @@ impl Entry {
     }
 
     #[must_use]
+    pub fn is_blocked(&self, direction: Direction) -> bool {
+        self.blocked_since[direction.index()].get().is_some()
+    }
+
+    #[must_use]
     pub fn blocked_for(&self, direction: Direction, now: Instant) -> Option<Duration> {
         self.blocked_since[direction.index()].get().map(|since| now.saturating_duration_since(since))
     }

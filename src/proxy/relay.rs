@@ -147,7 +147,8 @@ fn reading_from(side: Side) -> Direction {
     if matches!(side, Side::Downstream) { Direction::Up } else { Direction::Down }
 }
 
-/// Waits for an error event on a socket whose input has ended; boxed, because few connections are half closed for long.
+/// Waits for an error event on a socket that is not read; boxed, because few connections are half closed or blocked for
+/// long.
 type Watch<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 struct Relaying<'a> {
@@ -193,15 +194,19 @@ impl<'a> Relaying<'a> {
                 if let Err(error) = self.halves[direction.index()].send_fin(self.entry) {
                     return Poll::Ready(self.broken(direction, &HalfError::Write(error)));
                 }
-                if let Poll::Ready(outcome) = self.watch(direction, cx) {
-                    return Poll::Ready(outcome);
-                }
+            } else if !self.entry.is_blocked(direction) {
+                self.watches[direction.index()] = None;
+                continue;
+            }
+            if let Poll::Ready(outcome) = self.watch(direction, cx) {
+                return Poll::Ready(outcome);
             }
         }
         Poll::Pending
     }
 
-    /// After an EOF a later reset shows only as an error event and in `SO_ERROR`.
+    /// What is not read, because it has ended or because the other side takes nothing, tells of a reset only by an error
+    /// event and in `SO_ERROR`.
     fn watch(&mut self, direction: Direction, cx: &mut Context<'_>) -> Poll<Outcome> {
         let socket: &'a TcpStream = self.halves[direction.index()].from;
         let watch = self.watches[direction.index()].get_or_insert_with(|| {
@@ -250,11 +255,6 @@ impl<'a> Relaying<'a> {
     fn check_stall(&mut self, direction: Direction) -> Option<Outcome> {
         let index = direction.index();
         let user_timeout = self.options.keepalive.user_timeout;
-        let blocked = self.entry.blocked_for(direction, std::time::Instant::now()).is_some();
-        let reading = self.halves[index].from;
-        if blocked && let Ok(Some(error)) = reading.take_error() {
-            return Some(self.broken(direction, &HalfError::Read(error)));
-        }
         let gone = is_gone(self.halves[index].to, self.entry, direction, &mut self.lifted[index], user_timeout);
         gone.then(|| self.broken(direction, &HalfError::Write(Errno::TIMEDOUT.into())))
     }

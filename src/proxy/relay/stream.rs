@@ -74,7 +74,7 @@ pub async fn relay_stream(
     outcome
 }
 
-/// Waits for an error event on a socket whose input has ended.
+/// Waits for an error event on a socket that is not read.
 type Watch<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 struct Relaying<'a> {
@@ -315,9 +315,11 @@ impl Relaying<'_> {
         }
     }
 
-    /// Once nothing is read any more, a reset shows only as an error event and in `SO_ERROR`.
+    /// While nothing is read, because it has ended or because the stream is full, a reset shows only as an error event and
+    /// in `SO_ERROR`.
     fn watch(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        if self.outgoing.end == OutEnd::Open {
+        if self.outgoing.end == OutEnd::Open && !self.entry.is_blocked(self.outgoing.direction) {
+            self.watch = None;
             return Poll::Pending;
         }
         let socket = self.socket;
@@ -373,11 +375,6 @@ impl Relaying<'_> {
         }
         // What the tunnel has taken is its own.
         self.entry.settled(self.outgoing.direction);
-        let blocked = self.entry.blocked_for(self.outgoing.direction, Instant::now()).is_some();
-        // A socket that is not read because the stream is full does not tell that it is gone.
-        if blocked && let Ok(Some(error)) = self.socket.take_error() {
-            return Some(self.broken(&Failure::Socket(error)));
-        }
         let (direction, user_timeout) = (self.incoming.direction, self.options.keepalive.user_timeout);
         let gone = is_gone(self.socket, self.entry, direction, &mut self.lifted, user_timeout);
         gone.then(|| self.broken(&Failure::Socket(Errno::TIMEDOUT.into())))

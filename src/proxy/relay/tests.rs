@@ -239,6 +239,35 @@ fn a_reader_that_pauses_holds_its_sender_back_and_loses_nothing() {
 }
 
 #[test]
+fn a_reset_is_noticed_while_the_other_side_takes_nothing() {
+    both_ways(|zero_copy| async move {
+        for by_client in [true, false] {
+            let Between { client, server, entry, relay, .. } = between(zero_copy).await;
+            let (mut going, mut staying, direction) =
+                if by_client { (client, server, Direction::Up) } else { (server, client, Direction::Down) };
+            let data = vec![7; 1 << 20];
+            // Until the relay holds bytes that nobody takes; what it has not read is lost with the reset.
+            while !entry.is_blocked(direction) {
+                let _full = timeout(Duration::from_millis(10), going.write_all(&data)).await;
+            }
+            reset(going);
+            timeout(Duration::from_secs(5), async {
+                while entry.state() != State::Flushing {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await
+            .expect("the reset is noticed though nobody reads");
+            let (_, error) = read_all(&mut staying).await;
+            assert_eq!(error, Some(ErrorKind::ConnectionReset), "after what came before it");
+            let side = if by_client { Side::Downstream } else { Side::Upstream };
+            let outcome = relay.await.expect("relay");
+            assert!(matches!(outcome, Outcome::Broken { side: s, .. } if s == side), "{outcome:?}");
+        }
+    });
+}
+
+#[test]
 fn an_idle_relay_is_small_and_holds_nothing() {
     both_ways(|zero_copy| async move {
         let Between { mut client, mut server, pool, budget, relay, .. } = between(zero_copy).await;

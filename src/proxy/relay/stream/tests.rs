@@ -194,6 +194,55 @@ fn a_reset_behind_bytes_that_wait_for_window_does_not_overtake_them() {
 }
 
 #[test]
+fn a_reset_is_noticed_while_the_stream_takes_nothing() {
+    both_sides(|side| async move {
+        let Between { mut socket, mut far, entry, relay, directions: [from_socket, _], .. } = between(side).await;
+        let data = noise(peer::WINDOW as usize + 30_000, 18);
+        socket.write_all(&data).await.expect("write");
+        eventually(|| entry.is_blocked(from_socket)).await;
+        finish::acknowledged(&socket).await;
+        reset(socket);
+        eventually(|| entry.state() == State::Flushing).await;
+        let (got, ended) = far.read_all().await;
+        assert_eq!((got == data, ended), (true, code(Reason::CONNECT_ERROR)), "{} bytes", got.len());
+        assert_eq!(relay.await.expect("relay").close_reason(), resets(side).1);
+    });
+}
+
+/// The kernel would give up a peer whose window is closed, though it lives; bytes that block nothing included.
+#[test]
+fn a_pause_of_the_sockets_reader_loses_nothing() {
+    both_sides(|side| async move {
+        for both_ended in [false, true] {
+            let (between, user_timeout) = peer::between_impatient(side).await;
+            let Between { mut socket, mut far, entry, relay, .. } = between;
+            let sweeping = {
+                let entry = Rc::clone(&entry);
+                tokio::task::spawn_local(async move {
+                    loop {
+                        crate::proxy::sweep::sweep(&entry, Instant::now());
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                })
+            };
+            let data = noise(60_000, 30);
+            far.write_all(&data).await;
+            far.finish();
+            if both_ended {
+                socket.shutdown().await.expect("shutdown");
+                eventually(|| relay.is_finished()).await;
+            }
+            tokio::time::sleep(user_timeout * 3).await;
+            let (got, error) = read_all(&mut socket).await;
+            assert_eq!((got == data, error), (true, None), "{} bytes, both ended: {both_ended}", got.len());
+            drop(socket);
+            assert_eq!(relay.await.expect("relay"), Outcome::Finished);
+            sweeping.abort();
+        }
+    });
+}
+
+#[test]
 fn a_reset_of_the_stream_is_a_reset_after_everything_before_it() {
     both_sides(|side| async move {
         for reason in [Reason::CANCEL, Reason::CONNECT_ERROR, Reason::INTERNAL_ERROR, Reason::STREAM_CLOSED] {

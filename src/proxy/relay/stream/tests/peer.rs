@@ -11,11 +11,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 
-use crate::config::settings::{Keepalive, Tunnel as TunnelSettings};
+use crate::config::settings::{Keepalive, Settings, Tunnel as TunnelSettings};
 use crate::hbone::tunnel::{About, Driven, Metered, Pulse, Wire, drive};
 use crate::hbone::window::{Grant, Windows, configure_client, configure_server};
 use crate::hbone::{Chunk, Stream, Tunnel};
@@ -73,13 +74,36 @@ pub(super) async fn between_in(shared: &Shared) -> Between {
     between_of(shared, LIMIT).await
 }
 
-async fn between_of(shared: &Shared, reset_flush: Duration) -> Between {
-    let (mut stream, far) = shared.stream().await;
+/// One whose socket has a short user timeout, which is returned, and a peer that takes little without reading.
+pub(super) async fn between_impatient(side: Side) -> (Between, Duration) {
+    let shared = tunnel(side, Options::default()).await;
     let (ours, socket) = socket_pair().await;
-    let (entry, side) = (Rc::new(entry()), shared.side);
+    SockRef::from(&socket).set_recv_buffer_size(4096).expect("SO_RCVBUF");
+    let user_timeout = Duration::from_secs(1);
+    SockRef::from(&ours).set_tcp_user_timeout(Some(user_timeout)).expect("TCP_USER_TIMEOUT");
+    let mut settings = Settings::default();
+    settings.keepalive.user_timeout = Some(user_timeout);
+    let options = RelayOptions { zero_copy: true, reset_flush: LIMIT, keepalive: settings.keepalive };
+    let entry = registered(Rc::new(settings));
+    let between = between_sockets(&shared, (ours, socket), entry, options).await;
+    (Between { _shared: Some(shared), ..between }, user_timeout)
+}
+
+async fn between_of(shared: &Shared, reset_flush: Duration) -> Between {
+    let options = RelayOptions { zero_copy: true, reset_flush, keepalive: Keepalive::default() };
+    between_sockets(shared, socket_pair().await, entry(), options).await
+}
+
+async fn between_sockets(
+    shared: &Shared,
+    (ours, socket): (TcpStream, TcpStream),
+    entry: Registered,
+    options: RelayOptions,
+) -> Between {
+    let (mut stream, far) = shared.stream().await;
+    let (entry, side) = (Rc::new(entry), shared.side);
     let relay = {
         let entry = Rc::clone(&entry);
-        let options = RelayOptions { zero_copy: true, reset_flush, keepalive: Keepalive::default() };
         spawn_local(async move { relay_stream(&ours, &mut stream, side, &entry, &options).await })
     };
     let directions = match side {
@@ -91,8 +115,12 @@ async fn between_of(shared: &Shared, reset_flush: Duration) -> Between {
 }
 
 pub(super) fn entry() -> Registered {
+    registered(Rc::default())
+}
+
+fn registered(settings: Rc<Settings>) -> Registered {
     let peer = PeerAddr::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
-    Rc::new(Registry::new(0)).register(Door::Hbone, peer, Rc::default())
+    Rc::new(Registry::new(0)).register(Door::Hbone, peer, settings)
 }
 
 pub(super) async fn socket_pair() -> (TcpStream, TcpStream) {
