@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, LocalOptions};
 
+use crate::admin::http;
 use crate::config::auto::{self, Machine};
 use crate::config::settings::{AdminAddr, Capture, PreserveSource};
 use crate::config::{Problems, Settings, Sources};
@@ -33,8 +34,11 @@ use doors::Doors;
 
 /// How long the log may take to be written out at the end.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
-/// The control thread's helpers: parsing and dumping state, looking at files.
-const BLOCKING_THREADS: usize = 4;
+/// The control thread's helpers. However many clients of the surfaces leave their answers unread, each holding the thread
+/// that writes it, four are left for parsing state and looking at files. Threads exist only while there is work for them.
+const BLOCKING_THREADS: usize = SURFACES * http::CONNECTIONS + 4;
+/// Admin, metrics, readiness.
+const SURFACES: usize = 3;
 
 /// What to run.
 #[derive(Debug)]

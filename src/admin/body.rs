@@ -1,23 +1,28 @@
 //! What an answer carries: a short text, or a stream that a blocking thread writes in chunks as the client takes them.
-//! Nothing large is ever held as a whole; a client that does not read holds up its own thread only, until the server's
-//! deadline drops the body. A stream that fails breaks the connection off, so that half an answer never looks whole.
+//! Nothing large is ever held as a whole; a client that does not read holds up its own thread only, and that for
+//! [`STALL`] at most. A stream that fails breaks the connection off, so that half an answer never looks whole.
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use hyper::body::{Frame, SizeHint};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 /// Bytes of one chunk.
 const CHUNK: usize = 16 * 1024;
 /// Chunks that may wait for the client.
 const WAITING: usize = 4;
+/// How long a client may leave all of them waiting: less than 4 KiB a second is no reader.
+const STALL: Duration = Duration::from_secs(5);
 
 /// The writer of a stream went away or failed before the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -65,11 +70,11 @@ impl Body {
     pub fn stream(gzip: bool, write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         tokio::task::spawn_blocking(move || {
-            let mut chunks = Chunks { sender, pending: Vec::new() };
+            let mut chunks = Chunks { sender, pending: Vec::new(), runtime: Handle::current() };
             let written = if gzip { compressed(&mut chunks, write) } else { write(&mut chunks) };
             if written.and_then(|()| chunks.flush()).is_ok() {
                 // The client may have gone.
-                let _ = chunks.sender.blocking_send(Chunk::End);
+                let _ = chunks.send(Chunk::End);
             }
         });
         Self { content: Content::Stream(receiver), guard: None }
@@ -135,6 +140,17 @@ fn compressed(chunks: &mut Chunks, write: impl FnOnce(&mut dyn Write) -> io::Res
 struct Chunks {
     sender: mpsc::Sender<Chunk>,
     pending: Vec<u8>,
+    /// Whose timer limits the wait.
+    runtime: Handle,
+}
+
+impl Chunks {
+    fn send(&mut self, chunk: Chunk) -> io::Result<()> {
+        match self.runtime.block_on(timeout(STALL, self.sender.send(chunk))) {
+            Ok(sent) => sent.map_err(|_gone| io::ErrorKind::BrokenPipe.into()),
+            Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
 }
 
 impl Write for Chunks {
@@ -151,7 +167,7 @@ impl Write for Chunks {
             return Ok(());
         }
         let chunk = Chunk::Data(std::mem::take(&mut self.pending).into());
-        self.sender.blocking_send(chunk).map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+        self.send(chunk)
     }
 }
 
@@ -161,5 +177,27 @@ pub(super) struct FmtWriter<'a>(pub(super) &'a mut dyn Write);
 impl fmt::Write for FmtWriter<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.write_all(text.as_bytes()).map_err(|_lost| fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_gives_its_thread_back() {
+        let (told, ended) = tokio::sync::oneshot::channel();
+        let started = Instant::now();
+        let body = Body::stream(false, move |out| {
+            let written = (0..100).try_for_each(|_| out.write_all(&[0; CHUNK]));
+            let _ = told.send(written.as_ref().copied().map_err(io::Error::kind));
+            written
+        });
+        let ended = timeout(STALL * 4, ended).await.expect("not held for ever").expect("told");
+        assert_eq!(ended, Err(io::ErrorKind::TimedOut));
+        assert!(started.elapsed() >= STALL, "{:?}", started.elapsed());
+        drop(body);
     }
 }

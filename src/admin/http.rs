@@ -29,6 +29,8 @@ use crate::admin::reserve::FdReserve;
 use crate::lifecycle::{Lifecycle, Phase};
 use connection::{Connection, Socket, Stream};
 
+/// Connections of one server at a time.
+pub const CONNECTIONS: usize = 64;
 /// How long accept waits when there is no descriptor and the reserve is used up.
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// How long connections may take to finish once the process is stopped.
@@ -55,7 +57,7 @@ pub struct HttpLimits {
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
-            connections: 64,
+            connections: CONNECTIONS,
             header_within: Duration::from_secs(2),
             header_bytes: 8192,
             body_within: Duration::from_secs(2),

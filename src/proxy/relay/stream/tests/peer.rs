@@ -25,7 +25,7 @@ use crate::identity::authority::Authority;
 use crate::identity::certificate::CertificateFacts;
 use crate::net::address::PeerAddr;
 use crate::net::listen::{ListenOptions, bind};
-use crate::proxy::registry::{Direction, Registered, Registry};
+use crate::proxy::registry::{Direction, Order, Registered, Registry};
 use crate::proxy::relay::{Outcome, RelayOptions, relay_stream};
 use crate::telemetry::{Door, Role, Side, TunnelEnd};
 
@@ -85,6 +85,8 @@ pub(super) async fn between_impatient(side: Side) -> (Between, Duration) {
     settings.keepalive.user_timeout = Some(user_timeout);
     let options = RelayOptions { zero_copy: true, reset_flush: LIMIT, keepalive: settings.keepalive };
     let entry = registered(Rc::new(settings));
+    // As it is in production, where half the user timeout is a second at least: before anything is lifted.
+    entry.order(Order::KeepAlive);
     let between = between_sockets(&shared, (ours, socket), entry, options).await;
     (Between { _shared: Some(shared), ..between }, user_timeout)
 }
