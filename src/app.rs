@@ -4,6 +4,7 @@
 //! readiness, files and signals; data workers are threads of their own. A start either succeeds whole or fails with one
 //! error: there is no degraded run.
 
+mod asking;
 mod control;
 mod daemon;
 mod demo;
@@ -29,11 +30,13 @@ use crate::mesh::FileSource;
 use crate::net::{capability, descriptors};
 use crate::telemetry::Logger;
 
-use daemon::{Basis, Daemon};
+use daemon::{Basis, Daemon, End};
 use doors::Doors;
 
 /// How long the log may take to be written out at the end.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+/// The same when time is up: with what cutting may take, less than the second that an end may be late.
+const FLUSH_LATE_WITHIN: Duration = Duration::from_millis(400);
 /// The control thread's helpers. However many clients of the surfaces leave their answers unread, each holding the thread
 /// that writes it, four are left for parsing state and looking at files. Threads exist only while there is work for them.
 const BLOCKING_THREADS: usize = SURFACES * http::CONNECTIONS + 4;
@@ -92,11 +95,12 @@ fn run_to_end(launch: Launch) -> Result<()> {
     let result = runtime.block_on(start(launch, logger.clone()));
     // What still blocks there (a look-up, a large file) must not hold the exit up.
     runtime.shutdown_background();
-    let _complete = logger.flush(FLUSH_WITHIN);
-    result
+    let late = matches!(result, Ok(End::Forced));
+    let _complete = logger.flush(if late { FLUSH_LATE_WITHIN } else { FLUSH_WITHIN });
+    result.map(drop)
 }
 
-async fn start(launch: Launch, logger: Logger) -> Result<()> {
+async fn start(launch: Launch, logger: Logger) -> Result<End> {
     let started = Instant::now();
     // Before anything else: a signal during the start must not kill half a daemon.
     let signals = signals::Signals::listen().context("cannot listen for signals")?;

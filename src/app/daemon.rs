@@ -15,11 +15,12 @@ use crate::admin::http::{Endpoint, HttpServer};
 use crate::admin::metrics::MetricsEndpoint;
 use crate::admin::readiness::ReadinessEndpoint;
 use crate::admin::reserve::FdReserve;
+use crate::app::asking::Asking;
 use crate::app::control::{Controller, stuck_workers};
 use crate::app::doors::Doors;
 use crate::app::gauges::with_gauges;
 use crate::app::reload::{ReloadStatus, Reloader, Request};
-use crate::app::signals::{Asked, Signals};
+use crate::app::signals::Signals;
 use crate::app::{demo, preserve, shutdown};
 use crate::config::auto::{self, Machine};
 use crate::config::settings::{AdminAddr, PreserveSource};
@@ -64,6 +65,15 @@ pub(super) struct Daemon {
     commands: Vec<mpsc::Receiver<Command>>,
     machine: Machine,
     identity: Option<(Rotator, Rotation)>,
+}
+
+/// How a daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// In its own time.
+    Drained,
+    /// Its time was up, or it was told twice.
+    Forced,
 }
 
 /// What a daemon is made from.
@@ -142,7 +152,7 @@ impl Daemon {
         mesh: Initial,
         demo: bool,
         signals: Signals,
-    ) -> Result<()> {
+    ) -> Result<End> {
         let shared = Arc::clone(&self.shared);
         shared.readiness.block("mesh", None);
         let threads = self.start_workers(&mut doors)?;
@@ -178,19 +188,18 @@ impl Daemon {
         // Only now is everything open that is not the data path's: each worker has a runtime, the watchers their queues.
         shared.budget.set_others(descriptors::open_now());
         self.start_housekeeping(&settings, mesh_status).await;
-        let mut end = End { signals, signalled: false, drain_requests, reloads };
+        let mut asking = Asking::new(signals, drain_requests, reloads);
         let mut asked = false;
         if demo {
             tokio::select! {
                 () = demo::ready(&shared.lifecycle, &shared.readiness) => demo::greet(&doors, &settings.mesh.files).context("cannot print")?,
-                () = end.asked() => asked = true,
+                () = asking.asked() => asked = true,
             }
         }
         if !asked {
-            end.asked().await;
+            asking.asked().await;
         }
-        self.finish(threads, &mut end).await;
-        Ok(())
+        Ok(self.finish(threads, &mut asking).await)
     }
 
     fn start_workers(&mut self, doors: &mut Doors) -> Result<Vec<JoinHandle<()>>> {
@@ -253,9 +262,10 @@ impl Daemon {
     }
 
     /// Drains, unless a second signal says otherwise, and ends the threads. What else asks meanwhile changes nothing.
-    async fn finish(self, threads: Vec<JoinHandle<()>>, end: &mut End) {
+    async fn finish(self, threads: Vec<JoinHandle<()>>, asking: &mut Asking) -> End {
         let settings = self.settings.borrow().shutdown;
         let cuts = || self.metrics.workers.closed(CloseReason::Drain);
+        let mut forced = false;
         tokio::select! {
             drained = shutdown::drain(&self.shared, &settings, cuts) => {
                 tracing::info!(took = ?drained.took, connections = drained.open, cut = drained.cut, "drained");
@@ -265,7 +275,8 @@ impl Daemon {
                     () = shutdown::last_moment(&self.shared) => tracing::warn!("a data worker did not end in time"),
                 }
             }
-            () = end.told_again() => {
+            () = asking.told_again() => {
+                forced = true;
                 let open = self.shared.limits.usage(Scope::Total).0;
                 tracing::warn!(connections = open, "told twice to stop: exiting at once");
                 // What the kernel closes after us would look like a clean end.
@@ -275,6 +286,7 @@ impl Daemon {
             }
         }
         self.shared.lifecycle.advance(Phase::Stopped);
+        if forced || self.shared.force_until.get().is_some() { End::Forced } else { End::Drained }
     }
 }
 
@@ -293,47 +305,6 @@ async fn all_turn(shared: &Shared) {
 async fn all_ended(threads: &[JoinHandle<()>]) {
     while !threads.iter().all(JoinHandle::is_finished) {
         sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Who can end the process.
-struct End {
-    signals: Signals,
-    /// Whether a signal has asked for it already.
-    signalled: bool,
-    drain_requests: mpsc::Receiver<()>,
-    reloads: mpsc::Sender<Request>,
-}
-
-impl End {
-    /// Returns when the process is asked to stop; passes requests to reload on meanwhile.
-    async fn asked(&mut self) {
-        loop {
-            tokio::select! {
-                asked = self.signals.next() => match asked {
-                    Asked::Drain => { self.signalled = true; return }
-                    Asked::Reload => self.reload(),
-                },
-                Some(()) = self.drain_requests.recv() => return,
-            }
-        }
-    }
-
-    /// Returns at the second signal. A request is not one: an orchestrator asks for a drain, and then sends the signal that
-    /// it always sends.
-    async fn told_again(&mut self) {
-        loop {
-            match self.signals.next().await {
-                Asked::Drain if self.signalled => return,
-                Asked::Drain => self.signalled = true,
-                Asked::Reload => self.reload(),
-            }
-        }
-    }
-
-    fn reload(&self) {
-        // A full queue means that a reload is already asked for.
-        let _ = self.reloads.try_send(None);
     }
 }
 

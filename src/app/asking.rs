@@ -1,0 +1,53 @@
+//! Asking the process to stop: by signal or by a request through the admin API. Any of them drains; only a second signal
+//! ends at once.
+
+use tokio::sync::mpsc;
+
+use crate::app::reload::Request;
+use crate::app::signals::{Asked, Signals};
+
+/// Who can end the process.
+pub(super) struct Asking {
+    signals: Signals,
+    /// Whether a signal has asked for it already.
+    signalled: bool,
+    drain_requests: mpsc::Receiver<()>,
+    reloads: mpsc::Sender<Request>,
+}
+
+impl Asking {
+    #[must_use]
+    pub(super) fn new(signals: Signals, drain_requests: mpsc::Receiver<()>, reloads: mpsc::Sender<Request>) -> Self {
+        Self { signals, signalled: false, drain_requests, reloads }
+    }
+
+    /// Returns when the process is asked to stop; passes requests to reload on meanwhile.
+    pub(super) async fn asked(&mut self) {
+        loop {
+            tokio::select! {
+                asked = self.signals.next() => match asked {
+                    Asked::Drain => { self.signalled = true; return }
+                    Asked::Reload => self.reload(),
+                },
+                Some(()) = self.drain_requests.recv() => return,
+            }
+        }
+    }
+
+    /// Returns at the second signal. A request is not one: an orchestrator asks for a drain, and then sends the signal that
+    /// it always sends.
+    pub(super) async fn told_again(&mut self) {
+        loop {
+            match self.signals.next().await {
+                Asked::Drain if self.signalled => return,
+                Asked::Drain => self.signalled = true,
+                Asked::Reload => self.reload(),
+            }
+        }
+    }
+
+    fn reload(&self) {
+        // A full queue means that a reload is already asked for.
+        let _ = self.reloads.try_send(None);
+    }
+}
