@@ -48,10 +48,9 @@ fn half_closed(kind: Kind) {
     let scene = Scene::new(kind, "", MESH);
     let (there, back) = (random(1, IN_FLIGHT), random(2, IN_FLIGHT));
     for family in Family::BOTH {
-        for first_is_application in [true, false] {
-            let (application, server) = scene.through(family);
-            let (mut first, mut second) =
-                if first_is_application { (application, server) } else { (server, application) };
+        for (inbound, first_is_client) in [(false, true), (false, false), (true, true), (true, false)] {
+            let (client, server) = if inbound { scene.inward(family) } else { scene.through(family) };
+            let (mut first, mut second) = if first_is_client { (client, server) } else { (server, client) };
             thread::scope(|scope| {
                 scope.spawn(|| send_and_finish(&mut first, &there));
                 expect(&mut second, &there, End::Fin);

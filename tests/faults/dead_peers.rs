@@ -5,39 +5,49 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use adit::net::redirect::Kind;
 use rustix::process::{Signal, kill_process};
 
 use crate::kit::door::talk;
-use crate::kit::{Door, LIMIT, isolated, until};
+use crate::kit::{Door, Family, LIMIT, isolated, isolated_within, until};
 use crate::world::{Pair, SLACK, World, asking_while, expect_eof, expect_reset, half_close, let_pass, read_out, reset};
 
 /// The shortest that `check` lets pass.
 const SHORT: &str = "keepalive: { idle: 1s, interval: 1s, probes: 1, userTimeout: 2s }\n";
 const USER_TIMEOUT: Duration = Duration::from_secs(2);
+/// For tests that go through several worlds.
+const LONG: Duration = Duration::from_secs(180);
 const PORT: u16 = 8080;
 
 /// Both ways through the daemon, with a client, a server, and whose host can be cut off: the server's when outbound, the
 /// client's when inbound.
 struct Ways {
     world: World,
+    family: Family,
     server: Door,
     application: Door,
 }
 
 impl Ways {
     fn new(settings: &str) -> Self {
-        let world = World::new(settings);
+        Self::by(Kind::Redirect, Family::V4, settings)
+    }
+
+    fn by(kind: Kind, family: Family, settings: &str) -> Self {
+        let world = World::captured_by(kind, settings);
         let server = Door::open(&world.lab.server, PORT);
         let application = Door::open(&world.lab.adit, PORT);
-        Self { world, server, application }
+        Self { world, family, server, application }
     }
 
     fn outbound(&self) -> Pair {
-        self.world.outbound(&self.server, PORT)
+        let client = self.world.dial_out_by(self.family, PORT).expect("the capture door accepts");
+        Pair { client, server: self.server.accept().stream }
     }
 
     fn inbound(&self) -> Pair {
-        self.world.inbound(&self.application, PORT)
+        let client = self.world.dial_in_by(self.family, PORT).expect("the capture door accepts");
+        Pair { client, server: self.application.accept().stream }
     }
 
     /// Cuts off the remote end of each way.
@@ -56,42 +66,52 @@ impl Ways {
     }
 }
 
+/// By each kind of capture and for each family, however the sockets came about.
+const EVERY_WAY: [(Kind, Family); 4] = [
+    (Kind::Redirect, Family::V4),
+    (Kind::Redirect, Family::V6),
+    (Kind::Tproxy, Family::V4),
+    (Kind::Tproxy, Family::V6),
+];
+
 #[test]
 fn a_dead_peer_with_data_outstanding_ends_within_the_user_timeout() {
-    isolated(|| {
-        let ways = Ways::new(SHORT);
-        let (mut old_out, mut old_in) = (ways.outbound(), ways.inbound());
-        old_out.talk();
-        old_in.talk();
-        // By then the upstream sockets have their keepalive values; younger connections do not.
-        ways.wait_age(Duration::from_millis(1500));
-        let (mut new_out, mut new_in) = (ways.outbound(), ways.inbound());
-        new_out.talk();
-        new_in.talk();
-        ways.cut_off();
-        let start = Instant::now();
-        for pair in [&mut old_out, &mut new_out] {
-            pair.client.write_all(b"never to arrive").expect("adit takes it");
+    isolated_within(LONG, || {
+        for (kind, family) in EVERY_WAY {
+            let ways = Ways::by(kind, family, SHORT);
+            let (mut old_out, mut old_in) = (ways.outbound(), ways.inbound());
+            old_out.talk();
+            old_in.talk();
+            // By then the upstream sockets have their keepalive values; younger connections do not.
+            ways.wait_age(Duration::from_millis(1500));
+            let (mut new_out, mut new_in) = (ways.outbound(), ways.inbound());
+            new_out.talk();
+            new_in.talk();
+            ways.cut_off();
+            let start = Instant::now();
+            for pair in [&mut old_out, &mut new_out] {
+                pair.client.write_all(b"never to arrive").expect("adit takes it");
+            }
+            for pair in [&mut old_in, &mut new_in] {
+                pair.server.write_all(b"never to arrive").expect("adit takes it");
+            }
+            let limit = USER_TIMEOUT + Duration::from_secs(1) + SLACK;
+            for pair in [&old_out, &new_out] {
+                assert_eq!(ways.world.closing(&pair.client, limit).reason(), "upstream_user_timeout");
+            }
+            for pair in [&old_in, &new_in] {
+                assert_eq!(ways.world.closing(&pair.client, limit).reason(), "downstream_user_timeout");
+            }
+            assert!(start.elapsed() < limit, "{:?}", start.elapsed());
+            // The ends that live are told so by a reset.
+            for stream in [&mut old_out.client, &mut new_out.client, &mut old_in.server, &mut new_in.server] {
+                expect_reset(stream, LIMIT);
+            }
+            let mut world = ways.world;
+            world.adit.expect_log("upstream_user_timeout");
+            world.adit.expect_log("downstream_user_timeout");
+            world.adit.stop();
         }
-        for pair in [&mut old_in, &mut new_in] {
-            pair.server.write_all(b"never to arrive").expect("adit takes it");
-        }
-        let limit = USER_TIMEOUT + Duration::from_secs(1) + SLACK;
-        for pair in [&old_out, &new_out] {
-            assert_eq!(ways.world.closing(&pair.client, limit).reason(), "upstream_user_timeout");
-        }
-        for pair in [&old_in, &new_in] {
-            assert_eq!(ways.world.closing(&pair.client, limit).reason(), "downstream_user_timeout");
-        }
-        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
-        // The ends that live are told so by a reset.
-        for stream in [&mut old_out.client, &mut new_out.client, &mut old_in.server, &mut new_in.server] {
-            expect_reset(stream, LIMIT);
-        }
-        let mut world = ways.world;
-        world.adit.expect_log("upstream_user_timeout");
-        world.adit.expect_log("downstream_user_timeout");
-        world.adit.stop();
     });
 }
 
@@ -128,9 +148,10 @@ fn an_idle_living_peer_stays() {
 
 #[test]
 fn a_reader_that_pauses_for_three_user_timeouts_loses_nothing() {
-    isolated(|| {
-        for zero_copy in ["auto", "off"] {
-            let ways = Ways::new(&format!("{SHORT}relay: {{ zeroCopy: {zero_copy} }}\n"));
+    isolated_within(LONG, || {
+        let copied = EVERY_WAY.map(|way| (way, "off")).into_iter().take(1);
+        for ((kind, family), zero_copy) in EVERY_WAY.map(|way| (way, "auto")).into_iter().chain(copied) {
+            let ways = Ways::by(kind, family, &format!("{SHORT}relay: {{ zeroCopy: {zero_copy} }}\n"));
             let mut up = ways.outbound();
             let mut down = ways.outbound();
             let mut inbound = ways.inbound();

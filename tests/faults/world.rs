@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use adit::net::redirect::{self, Options, Safeguards};
+use adit::net::redirect::{self, Kind, Options, Safeguards};
 use rustix::process::Pid;
 use socket2::SockRef;
 
 use crate::kit::door::{Dial, talk};
 use crate::kit::wait::pause;
-use crate::kit::{Adit, Door, Host, LIMIT, Lab, until};
+use crate::kit::{Adit, Door, Family, Host, LIMIT, Lab, until};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_adit");
 /// What a busy machine may add to an upper limit of time; nothing is ever added to a lower one.
@@ -45,6 +45,14 @@ impl World {
         Self { lab, adit }
     }
 
+    /// Captured by `kind`.
+    pub fn captured_by(kind: Kind, settings: &str) -> Self {
+        let lab = Lab::new();
+        capture_by(&lab.adit, kind);
+        let adit = lab.adit(&format!("{PLAIN}capture: {kind}\n{settings}"), "");
+        Self { lab, adit }
+    }
+
     /// Started by a shell that has run `prelude` (`ulimit -n 256`) before.
     pub fn after(prelude: &str, settings: &str) -> Self {
         let lab = captured();
@@ -66,11 +74,19 @@ impl World {
     }
 
     pub fn dial_out(&self, port: u16) -> io::Result<TcpStream> {
-        Dial::default().connect(&self.lab.adit, (self.lab.server.v4, port).into())
+        self.dial_out_by(Family::V4, port)
     }
 
     pub fn dial_in(&self, port: u16) -> io::Result<TcpStream> {
-        Dial::default().connect(&self.lab.client, (self.lab.adit.v4, port).into())
+        self.dial_in_by(Family::V4, port)
+    }
+
+    pub fn dial_out_by(&self, family: Family, port: u16) -> io::Result<TcpStream> {
+        Dial::default().connect(&self.lab.adit, (self.lab.server.address(family), port).into())
+    }
+
+    pub fn dial_in_by(&self, family: Family, port: u16) -> io::Result<TcpStream> {
+        Dial::default().connect(&self.lab.client, (self.lab.adit.address(family), port).into())
     }
 
     pub fn pid(&self) -> Pid {
@@ -207,8 +223,13 @@ pub fn captured() -> Lab {
 }
 
 pub fn capture(host: &Host) {
+    capture_by(host, Kind::Redirect);
+}
+
+fn capture_by(host: &Host, kind: Kind) {
+    let options = Options { kind, ..Options::default() };
     let unasked = Safeguards { host: false, readiness: None };
-    host.run(|| redirect::apply(&Options::default(), &unasked)).expect("the rules are applied");
+    host.run(|| redirect::apply(&options, &unasked)).expect("the rules are applied");
 }
 
 pub fn start_after(prelude: &str, host: &Host, settings: &str) -> Adit {

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
@@ -106,6 +107,62 @@ fn half_close_is_half_close_and_every_byte_arrives() {
         }
         assert_eq!(budget.used(), 0, "no pipe is left behind");
     });
+}
+
+/// Writes the pieces, with a pause now and then, and ends; meanwhile reads `want` in pieces of `most` until the end.
+async fn converse(stream: TcpStream, pieces: Vec<Vec<u8>>, most: usize, want: Vec<u8>) -> bool {
+    let (mut read, mut write) = stream.into_split();
+    let writer = async {
+        for piece in pieces {
+            write.write_all(&piece).await.expect("write");
+            tokio::task::yield_now().await;
+        }
+        write.shutdown().await.expect("shutdown");
+    };
+    let reader = async {
+        let (mut got, mut buffer) = (Vec::new(), vec![0; most]);
+        loop {
+            match read.read(&mut buffer).await.expect("read") {
+                0 => return got == want,
+                count => got.extend_from_slice(&buffer[..count]),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(writer, reader).1
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// However it is cut, and by whichever way it goes, what arrives is what was sent.
+    #[test]
+    fn the_copy_conserves_bytes(
+        zero_copy: bool,
+        up in prop::collection::vec(1..150_000_usize, 0..12),
+        down in prop::collection::vec(1..150_000_usize, 0..12),
+        at_server in 1_000..200_000_usize,
+        at_client in 1_000..200_000_usize,
+        seed: u64,
+    ) {
+        let pieces = |sizes: &[usize], seed: u64| -> Vec<Vec<u8>> {
+            (seed..).zip(sizes).map(|(seed, size)| noise(*size, seed)).collect()
+        };
+        let (up, down) = (pieces(&up, seed / 2), pieces(&down, seed / 3));
+        let (all_up, all_down) = (up.concat(), down.concat());
+        let lengths = (all_up.len() as u64, all_down.len() as u64);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let exchanged = LocalSet::new().block_on(&runtime, timeout(LIMIT, async {
+            let Between { client, server, entry, relay, .. } = between(zero_copy).await;
+            let arrived = tokio::join!(
+                converse(client, up, at_client, all_down),
+                converse(server, down, at_server, all_up),
+            );
+            let outcome = relay.await.expect("relay");
+            (arrived, outcome, (entry.bytes(Direction::Up), entry.bytes(Direction::Down)))
+        }));
+        prop_assert_eq!(exchanged.expect("in time"), ((true, true), Outcome::Finished, lengths));
+    }
 }
 
 #[test]
