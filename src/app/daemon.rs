@@ -19,7 +19,7 @@ use crate::app::asking::Asking;
 use crate::app::control::{Controller, stuck_workers};
 use crate::app::doors::Doors;
 use crate::app::gauges::with_gauges;
-use crate::app::reload::{ReloadStatus, Reloader, Request};
+use crate::app::reload::{ReloadStatus, Reloader};
 use crate::app::signals::Signals;
 use crate::app::{demo, preserve, shutdown};
 use crate::config::auto::{self, Machine};

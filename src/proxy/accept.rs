@@ -76,12 +76,9 @@ fn classify(error: &io::Error) -> AcceptError {
 
 /// Accepts at `door` from when the process is ready until the door closes.
 pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpListener) {
-    #[expect(
-        deprecated,
-        reason = "the other way needs `unsafe`; std's listener keeps its descriptor for as long as it lives"
-    )]
-    let registered = AsyncFd::with_interest(listener, Interest::READABLE);
-    let listener = match registered {
+    #[expect(deprecated, reason = "the descriptor of a listener stays the same for as long as it lives")]
+    let watched = AsyncFd::with_interest(listener, Interest::READABLE);
+    let listener = match watched {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(listener = door.as_str(), %error, "the listener cannot be used");

@@ -1,9 +1,11 @@
 //! The outbound door: connections of the local workload that the kernel has captured on their way out.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::config::settings::Connect;
 use crate::mesh::Snapshot;
 use crate::net::address::{OriginalDst, UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, Way};
@@ -87,6 +89,17 @@ pub(super) async fn connect_to(
     dst: OriginalDst,
     target: &Target,
 ) -> Result<Connected, ConnectError> {
+    let settings = Rc::clone(&opening.settings);
+    connect_within(opening, dst, target, &settings.connect).await
+}
+
+/// [`connect_to`], within other limits than the settings'.
+pub(super) async fn connect_within(
+    opening: &mut Opening<'_>,
+    dst: OriginalDst,
+    target: &Target,
+    limits: &Connect,
+) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, attempts, .. } = opening;
     {
         let (destination, service) = target.labels();
@@ -102,7 +115,7 @@ pub(super) async fn connect_to(
         client: entry.peer,
         downstream: Some(downstream),
         network: &settings.network,
-        limits: &settings.connect,
+        limits,
         tunnel: &settings.tunnel,
         source: None,
         way: Way::Out,

@@ -1,26 +1,28 @@
 //! The SOCKS5 door (RFC 1928): CONNECT without authentication, to an IPv4 or IPv6 address or a name.
 //!
 //! The reply is sent after the upstream connect and says how it went; a client that is gone by then resets its upstream. Names of known services resolve in the state,
-//! other names by the system's resolver under `egress: allowAny`. Loopback and link-local destinations are refused
+//! other names by the system's resolver under `egress: allowAny`, one address after the other until one answers. Loopback and link-local destinations are refused
 //! unless a workload of the state has the address, or `socks5AllowLocal` is on. Fails closed.
 
 pub mod request;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::num::NonZeroU32;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::config::settings::Egress;
+use crate::config::settings::{Connect, Egress};
 use crate::net::address::OriginalDst;
 use crate::net::local::is_loopback_or_link_local;
 use crate::proxy::Opening;
 use crate::proxy::connect::{ConnectError, Connected};
 use crate::proxy::hostnames::{Resolve as _, System, WITHIN};
-use crate::proxy::outbound::{connect_to, look_up, note_source, question};
+use crate::proxy::outbound::{connect_to, connect_within, look_up, note_source, question};
 use crate::proxy::resolve::{Target, of_service};
 use crate::telemetry::{CloseReason, PeerText};
 
@@ -31,6 +33,8 @@ use request::{
 
 /// For the greeting and the request together.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// Addresses of one name that are tried.
+const MOST_ADDRESSES: usize = 8;
 /// For a reply of a few bytes to a client that does not read.
 const REPLY_WITHIN: Duration = Duration::from_secs(5);
 
@@ -162,13 +166,41 @@ async fn go(opening: &mut Opening<'_>, destination: Destination) -> Result<Conne
             if opening.settings.egress == Egress::RegistryOnly {
                 return Err(CloseReason::UnknownDestination.into());
             }
-            let address = look_up_name(&name, port).await?;
-            go_to_address(opening, OriginalDst::new(address)).await
+            let addresses = look_up_name(&name).await?;
+            // Boxed: those who name an address need no room for it.
+            Box::pin(go_to_any(opening, addresses, port)).await
         }
     }
 }
 
+/// Tries one address of a name after the other, once each if there are several. All together have the time of one
+/// connection.
+async fn go_to_any(opening: &mut Opening<'_>, ips: Vec<IpAddr>, port: u16) -> Result<Connected, ConnectError> {
+    let mut limits = opening.settings.connect.clone();
+    let until = Instant::now() + limits.deadline;
+    if ips.len() > 1 {
+        limits.attempts = NonZeroU32::MIN;
+    }
+    let mut last = ConnectError::from(CloseReason::NameUnresolved);
+    for ip in ips.into_iter().take(MOST_ADDRESSES) {
+        limits.deadline = until.saturating_duration_since(Instant::now());
+        if limits.deadline.is_zero() {
+            break;
+        }
+        match go_within(opening, OriginalDst::new(SocketAddr::new(ip, port)), &limits).await {
+            Err(error) if error.reason != CloseReason::DownstreamGone => last = error,
+            result => return result,
+        }
+    }
+    Err(last)
+}
+
 async fn go_to_address(opening: &mut Opening<'_>, dst: OriginalDst) -> Result<Connected, ConnectError> {
+    let settings = Rc::clone(&opening.settings);
+    go_within(opening, dst, &settings.connect).await
+}
+
+async fn go_within(opening: &mut Opening<'_>, dst: OriginalDst, limits: &Connect) -> Result<Connected, ConnectError> {
     if opening.worker.is_own(dst.into()) {
         return Err(CloseReason::LoopRefused.into());
     }
@@ -177,7 +209,7 @@ async fn go_to_address(opening: &mut Opening<'_>, dst: OriginalDst) -> Result<Co
     if !known && !opening.settings.socks5_allow_local && is_loopback_or_link_local(dst.ip()) {
         return Err(CloseReason::LocalDestination.into());
     }
-    connect_to(opening, dst, &target).await
+    connect_within(opening, dst, &target, limits).await
 }
 
 /// A service of the state by its host name; its first address of our network stands for where the client was going.
@@ -199,13 +231,12 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
     Ok(Some((dst, target)))
 }
 
-async fn look_up_name(name: &str, port: u16) -> Result<SocketAddr, ConnectError> {
+/// Every address of the name, in the resolver's order.
+async fn look_up_name(name: &str) -> Result<Vec<IpAddr>, ConnectError> {
     let unresolved = |detail| ConnectError { reason: CloseReason::NameUnresolved, detail };
     match timeout(WITHIN, System.resolve(name)).await {
-        Ok(Ok(addresses)) => {
-            let first = addresses.first().ok_or_else(|| unresolved(None))?;
-            Ok(SocketAddr::new(*first, port))
-        }
+        Ok(Ok(addresses)) if addresses.is_empty() => Err(unresolved(None)),
+        Ok(Ok(addresses)) => Ok(addresses),
         Ok(Err(error)) => Err(unresolved(Some(error))),
         Err(_elapsed) => Err(unresolved(None)),
     }

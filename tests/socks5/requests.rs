@@ -1,7 +1,7 @@
 //! Proper requests, however they are cut into segments, and what is answered to them.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use crate::kit::door::talk;
@@ -60,6 +60,24 @@ fn no_answer_before_the_upstream_connection_stands() {
         assert_eq!(read_answer(&mut client).code, 0);
         talk(&mut client, &mut door.accept().stream);
         drop(client);
+        adit.stop();
+    });
+}
+
+/// Whichever the resolver names first.
+#[test]
+fn every_address_of_a_name_is_tried() {
+    isolated(|| {
+        let lab = Lab::new();
+        names("10.77.0.3 two.test\nfd77::3 two.test\n");
+        let adit = lab.adit(SETTINGS, "");
+        for family in Family::BOTH {
+            // Of one family only: the other address refuses.
+            let server = lab.server.run(|| TcpListener::bind((lab.server.address(family), 7000)).expect("bind"));
+            let (mut client, answer) = ask(&lab.adit, &to_name("two.test", 7000));
+            assert_eq!(answer.code, 0, "{family:?}");
+            talk(&mut client, &mut server.accept().expect("accept").0);
+        }
         adit.stop();
     });
 }
