@@ -11,7 +11,11 @@ const NO_LIMIT: &str = "limits: { connections: off }\n";
 
 /// More connections than 256 descriptors carry, each waiting or carried.
 fn flood(world: &World) -> Vec<TcpStream> {
-    (0..200).map(|_| world.dial_out(PORT).expect("the kernel completes it")).collect()
+    flood_of(world, 200)
+}
+
+fn flood_of(world: &World, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| world.dial_out(PORT).expect("the kernel completes it")).collect()
 }
 
 #[test]
@@ -62,6 +66,23 @@ fn exhaustion_is_named_quiet_and_cheap_and_heals() {
         world.adit.expect_log("downstream_gone");
         drop(first);
         world.adit.stop();
+    });
+}
+
+/// Each worker has a runtime with descriptors of its own, which are not the data path's and not the reserve either.
+#[test]
+fn the_reserve_is_there_with_many_workers() {
+    isolated(|| {
+        let world = World::after("ulimit -n 512", &format!("workers: 32\n{NO_LIMIT}"));
+        let _door = Door::open(&world.lab.server, PORT);
+        let flood = flood_of(&world, 300);
+        world.wait_not_ready("descriptors");
+        let_pass(Duration::from_secs(1));
+        let open = world.descriptors().len();
+        assert!(open <= 512 - 24, "{open} of 512 are open");
+        assert!(world.cli(&["connections"]).status.success());
+        assert!(world.metric("adit_fd_open") > 300.0);
+        drop(flood);
     });
 }
 
