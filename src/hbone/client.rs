@@ -170,6 +170,15 @@ pub struct Slot {
     send: SendRequest<Chunk>,
 }
 
+impl Slot {
+    /// Whether the peer would take the stream now: it may have lowered its limit since the place was taken, and a request
+    /// beyond the limit is not sent, but waits for an answer that nobody owes it.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.client.peer_limit().is_none_or(|limit| self.client.tunnel.streams() <= limit)
+    }
+}
+
 /// How far making a tunnel has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {

@@ -184,6 +184,10 @@ impl Pool {
         loop {
             self.identity(until).await?;
             let slot = self.place(key, limits, floor, until).await?;
+            // Nothing has been asked yet: it is placed anew.
+            if !slot.is_good() {
+                continue;
+            }
             let by = until.min(tokio::time::Instant::now() + limits.response_timeout);
             match Box::pin(ask(slot, request.clone(), by)).await {
                 Ok(opened) => return Ok(opened),

@@ -69,6 +69,7 @@ pub struct Tunnel {
     wanted: Cell<bool>,
     /// Tells the driver about the above, and that a stream has ended: the last one, or one whose place is wanted.
     told: Notify,
+    over: Notify,
 }
 
 impl Tunnel {
@@ -92,6 +93,7 @@ impl Tunnel {
             blamed: Cell::new(false),
             wanted: Cell::new(false),
             told: Notify::new(),
+            over: Notify::new(),
         })
     }
 
@@ -183,6 +185,11 @@ impl Tunnel {
         self.end.get()
     }
 
+    /// Returns when the end is known, which is before the connection has been seen off. For one listener.
+    pub async fn over(&self) {
+        self.over.notified().await;
+    }
+
     /// Why it has been told to end at once.
     #[must_use]
     pub fn cutting(&self) -> Option<TunnelEnd> {
@@ -193,6 +200,7 @@ impl Tunnel {
     /// ended in order just before, without anyone having seen to them yet, and those were not cut.
     async fn ended(&self, end: TunnelEnd, detail: Option<&str>) {
         self.end.set(Some(end));
+        self.over.notify_one();
         let all_know = async {
             while self.streams.get() > self.falling.get() {
                 self.told.notified().await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::time::sleep_until;
 
 use crate::config::settings::Tunnel as Limits;
-use crate::hbone::client::{Dial, Driving, Established, OpenError, Plan, Spoken, establish};
+use crate::hbone::client::{Client, Dial, Driving, Established, OpenError, Plan, Spoken, establish};
 use crate::hbone::pool::row::{Promise, Row};
 use crate::hbone::pool::{Books, Pool};
 use crate::hbone::tunnel::{Pulse, Tunnels, Wire, drive};
@@ -55,7 +55,8 @@ impl Attempt {
                 }
                 row.add(&client);
                 serve(&pool, &row);
-                Box::pin(live(&pool, &row, established, promise, &limits)).await;
+                let hopes = Hopes { pool: &pool, row: &row, books: &books, promise: RefCell::new(Some(promise)) };
+                Box::pin(live(hopes, established, &limits)).await;
                 row.forget(&client);
             }
         }
@@ -66,11 +67,39 @@ impl Attempt {
     }
 }
 
+/// Those who wait for a tunnel that is there, but whose peer has yet to say that it takes streams.
+struct Hopes<'a> {
+    pool: &'a Weak<Pool>,
+    row: &'a Rc<Row>,
+    books: &'a Books,
+    promise: RefCell<Option<Promise>>,
+}
+
+impl Hopes<'_> {
+    fn fulfil(&self, client: &Client) {
+        let why = self.promise.take().and_then(|promise| promise.keep(client));
+        serve(self.pool, self.row);
+        let why = why.or_else(|| self.pool.upgrade().and_then(|pool| pool.unwanted(client)));
+        if let Some(why) = why {
+            client.retire(why);
+        }
+    }
+
+    /// Everybody learns it at once: seeing the connection off takes a while longer.
+    fn disappoint(&self, client: &Client) {
+        let Some(promise) = self.promise.take() else { return };
+        let error = client.unsettled();
+        self.books.failed(&error);
+        promise.fail(&error);
+        serve(self.pool, self.row);
+    }
+}
+
 /// Drives the tunnel to its end; meanwhile the promise is kept or broken.
-async fn live(pool: &Weak<Pool>, row: &Rc<Row>, established: Established, promise: Promise, limits: &Limits) {
+async fn live(hopes: Hopes<'_>, established: Established, limits: &Limits) {
     let Established { spoken: Spoken { client, connection, io, grant }, handle, own, settle_by } = established;
     let moved = {
-        let (pool, row) = (Weak::clone(pool), Rc::clone(row));
+        let (pool, row) = (Weak::clone(hopes.pool), Rc::clone(hopes.row));
         move || {
             if row.has_waiters() {
                 serve(&pool, &row);
@@ -80,33 +109,28 @@ async fn live(pool: &Weak<Pool>, row: &Rc<Row>, established: Established, promis
     let (driving, pings) = Driving::new(connection, io, Rc::clone(&client), moved);
     let pulse = Pulse { interval: limits.ping_interval, timeout: limits.ping_timeout };
     let wire = Wire { handle: Some(handle), pings, pulse };
-    let promise = RefCell::new(Some(promise));
     let driven = async {
         Box::pin(drive(&client.tunnel, driving, wire)).await;
         drop((own, grant));
-        if let Some(promise) = promise.take() {
-            promise.fail(&client.unsettled());
-        }
     };
     let settling = async {
         tokio::select! {
             biased;
-            () = client.settled() => {
-                let why = promise.take().and_then(|promise| promise.keep(&client));
-                serve(pool, row);
-                let why = why.or_else(|| pool.upgrade().and_then(|pool| pool.unwanted(&client)));
-                if let Some(why) = why {
-                    client.retire(why);
-                }
+            () = client.settled() => hopes.fulfil(&client),
+            () = client.tunnel.over() => hopes.disappoint(&client),
+            () = sleep_until(settle_by) => {
+                client.tunnel.cut(TunnelEnd::Http2);
+                hopes.disappoint(&client);
             }
-            // The driver breaks the promise.
-            () = sleep_until(settle_by) => client.tunnel.cut(TunnelEnd::Http2),
         }
     };
     let mut driven = std::pin::pin!(driven);
     tokio::select! {
         biased;
-        () = &mut driven => return,
+        () = &mut driven => {
+            hopes.disappoint(&client);
+            return;
+        }
         () = settling => {}
     }
     driven.await;

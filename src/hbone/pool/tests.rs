@@ -86,6 +86,7 @@ struct World {
     tunnels: Rc<Tunnels>,
     pool: Rc<Pool>,
     limits: Limits,
+    books: Books,
 }
 
 impl World {
@@ -98,17 +99,18 @@ impl World {
         let (tls, reader) = watch::channel(Some(generation(&authority, 1, "client")));
         let tunnels = Tunnels::new(Arc::new(WorkerCounters::default()));
         let dial: Rc<dyn Dial> = Rc::new(DialOut { mark: None, own_sockets: Default::default() });
+        let books = Books::default();
         let parts = Parts {
             dial,
             tls: reader,
             tunnels: Rc::clone(&tunnels),
             clock: system_clock(),
             idle_tunnels,
-            books: Books::default(),
+            books: books.clone(),
         };
         // One tunnel after the other is filled, unless a test says otherwise.
         let limits = Limits { max_per_peer: NonZeroU32::MIN, ..Limits::default() };
-        Self { authority, tls, tunnels, pool: Pool::new(parts), limits }
+        Self { authority, tls, tunnels, pool: Pool::new(parts), limits, books }
     }
 
     fn max_streams(mut self, streams: u32) -> Self {
@@ -145,6 +147,11 @@ impl World {
 
     fn sweep_after(&self, seconds: u64) {
         self.pool.sweep(Instant::now() + Duration::from_secs(seconds), &self.limits);
+    }
+
+    /// Handshakes of ours that failed, by reason.
+    fn failures(&self) -> Vec<(&'static str, u64)> {
+        self.books.failures.counts().into_iter().map(|(_, reason, count)| (reason, count)).collect()
     }
 
     fn streams(&self) -> u32 {

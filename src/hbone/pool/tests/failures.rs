@@ -38,6 +38,7 @@ fn each_step_has_its_deadline() {
             assert!(started.elapsed() >= Duration::from_millis(200));
             assert_eq!(peer.connections(), connections, "it is not tried again");
             until("nothing is left", || world.tunnels.is_empty() && world.pool.keys() == 0).await;
+            assert_eq!(world.failures(), [("timeout", connections as u64)], "wherever it got stuck");
         }
         peer.manners.set(Manners::Good);
         world.limits = usual.clone();
@@ -187,6 +188,27 @@ fn a_peer_that_refuses_us_says_so() {
             assert_eq!(error.close_reason(), CloseReason::TlsFailed, "{error:?}");
         }
         assert_eq!(peer.connections(), 1, "all learn it from one attempt");
+        assert_eq!(world.failures(), [("alert", 1)]);
+    });
+}
+
+/// The connection is still being seen off then.
+#[test]
+fn those_who_wait_learn_at_once_that_a_tunnel_has_failed() {
+    on_worker(|| async {
+        let world = World::new();
+        let peer = world.peer();
+        peer.manners.set(Manners::NoSettings);
+        let key = key(peer.address);
+        let (first, (second, tunnels), ()) =
+            tokio::join!(world.open(&key), async { (world.open(&key).await, world.tunnels.len()) }, async {
+                until("its request is there", || world.streams() == 1 && peer.connections() == 1).await;
+                peer.link(0).say_nonsense();
+            });
+        assert!(matches!(first, Err(OpenError::Http2)), "{first:?}");
+        assert!(matches!(second, Err(OpenError::Http2)), "{second:?}");
+        assert_eq!((tunnels, peer.connections()), (1, 1));
+        until("nothing is left", || world.tunnels.is_empty() && world.pool.keys() == 0).await;
     });
 }
 

@@ -87,6 +87,11 @@ impl Link {
         self.say.try_send(frame(GOAWAY, 0, 0, &payload)).expect("room");
     }
 
+    /// Breaks a rule of HTTP/2: bytes of a stream that cannot be.
+    pub(super) fn say_nonsense(&self) {
+        self.say.try_send(frame(DATA, 0, 0, &[0])).expect("room");
+    }
+
     /// Resets a stream.
     pub(super) fn reset(&self, stream: u32) {
         self.say.try_send(frame(RESET, 0, stream, &8_u32.to_be_bytes())).expect("room");

@@ -158,6 +158,32 @@ fn busy_tunnels_get_company_up_to_max_per_peer() {
     });
 }
 
+/// The library keeps a request beyond the limit to itself, and nobody would answer.
+#[test]
+fn a_place_that_the_peer_takes_away_before_it_is_used_is_found_elsewhere() {
+    on_worker(|| async {
+        let world = World::new().max_streams(2);
+        let peer = world.peer();
+        let key = key(peer.address);
+        let _held = world.open(&key).await.expect("opened");
+        let ending = world.open(&key).await.expect("opened");
+        let full = Rc::clone(&ending.tunnel);
+        let mut waiting = Box::pin(world.open(&key));
+        assert!(poll_fn(|cx| std::task::Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await);
+        drop(ending);
+        until("it is given a place", || full.carried() == 3).await;
+        peer.link(0).limit(1);
+        let lowered = || {
+            let clients: Vec<_> = world.pool.rows().iter().flat_map(|row| row.clients()).collect();
+            clients.iter().any(|client| Rc::ptr_eq(&client.tunnel, &full) && client.peer_limit() == Some(1))
+        };
+        until("the new limit is known", lowered).await;
+        let opened = waiting.await.expect("opened");
+        assert!(!Rc::ptr_eq(&opened.tunnel, &full));
+        assert_eq!((peer.link(0).total.get(), peer.connections(), full.streams()), (2, 2, 1));
+    });
+}
+
 #[test]
 fn the_peers_limit_holds_from_the_start_and_as_it_changes() {
     on_worker(|| async {
