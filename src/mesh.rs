@@ -53,7 +53,8 @@ pub struct Summary {
     pub files: usize,
     pub workloads: usize,
     pub services: usize,
-    /// Services that workloads name and explicit endpoints whose workload is not defined; not errors.
+    pub policies: usize,
+    /// Services and policies that workloads name and explicit endpoints whose workload is not defined; not errors.
     pub dangling: usize,
 }
 
@@ -67,7 +68,10 @@ pub fn check(sources: Vec<PathBuf>) -> Result<Summary, Problems> {
         files: scan.files.len(),
         workloads: snapshot.workload_count(),
         services: snapshot.service_count(),
-        dangling: snapshot.undefined_services().count() + snapshot.undefined_workloads().count(),
+        policies: snapshot.policy_count(),
+        dangling: snapshot.undefined_services().count()
+            + snapshot.undefined_workloads().count()
+            + snapshot.missing_policies().count(),
     })
 }
 

@@ -20,6 +20,7 @@ pub struct MeshSummary {
     pub files: usize,
     pub workloads: usize,
     pub services: usize,
+    pub policies: usize,
 }
 
 pub(super) fn execute(sources: &Sources, daemon: Daemon, output: &mut Output<'_>) -> Exit {
@@ -41,9 +42,10 @@ fn who(about: &str) -> String {
 }
 
 fn summary(sources: &Sources, mesh: MeshSummary) -> String {
-    let MeshSummary { files, workloads, services } = mesh;
+    let MeshSummary { files, workloads, services, policies } = mesh;
+    let policies = if policies == 1 { "1 policy".to_owned() } else { format!("{policies} policies") };
     format!(
-        "{}, {} with {} and {}",
+        "{}, {} with {}, {} and {policies}",
         count(sources.files.len(), "settings file"),
         count(files, "mesh file"),
         count(workloads, "workload"),

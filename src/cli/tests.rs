@@ -8,7 +8,9 @@ const DAEMON: Daemon = Daemon {
     demo: |sources| if sources.flags.is_empty() { Exit::Ok } else { Exit::Failed },
     check_mesh: |settings| match settings.mesh.files.first() {
         None => Ok(MeshSummary::default()),
-        Some(file) if file.ends_with("good.yaml") => Ok(MeshSummary { files: 1, workloads: 2, services: 1 }),
+        Some(file) if file.ends_with("good.yaml") => {
+            Ok(MeshSummary { files: 1, workloads: 2, services: 1, policies: 1 })
+        }
         Some(file) => Err(Problem::of(Origin::File(file.clone()), "is bad").into()),
     },
 };
@@ -130,7 +132,10 @@ fn bad_settings_are_78_with_every_problem_on_stderr() {
 #[test]
 fn check_says_what_it_checked() {
     let ok = |text: &str| (0, text.to_owned(), String::new());
-    assert_eq!(plain(&["check"]), ok("ok: 0 settings files, 0 mesh files with 0 workloads and 0 services\n"));
+    assert_eq!(
+        plain(&["check"]),
+        ok("ok: 0 settings files, 0 mesh files with 0 workloads, 0 services and 0 policies\n")
+    );
     let folder = tempfile::tempdir().unwrap();
     for name in ["a.yaml", "b.yaml"] {
         std::fs::write(folder.path().join(name), "mesh: { files: [good.yaml] }\n").unwrap();
@@ -138,7 +143,7 @@ fn check_says_what_it_checked() {
     let process = Sources { working_dir: folder.path().to_owned(), ..Sources::default() };
     assert_eq!(
         adit(&["check", "--config", "a.yaml", "--config", "b.yaml"], &process),
-        ok("ok: 2 settings files, 1 mesh file with 2 workloads and 1 service\n")
+        ok("ok: 2 settings files, 1 mesh file with 2 workloads, 1 service and 1 policy\n")
     );
     let (code, data, messages) = adit(&["check", "--set", "mesh.files=bad.yaml"], &process);
     assert_eq!((code, data.as_str()), (78, ""));

@@ -1,15 +1,16 @@
-//! The local file format (ztunnel's): from a file's text to workloads and services, and back.
+//! The local file format (ztunnel's): from a file's text to workloads, services and policies, and back.
 //!
 //! ```text
-//! text --config::yaml--> cursors --workload, service (names interned)--> FileContents    (or all Problems of the file)
+//! text --config::yaml--> cursors --workload, service, policy, manifest (names interned)--> FileContents  (or all Problems)
 //! Snapshot --dump--> the same format
 //! ```
 //!
 //! In: one file, of one or more YAML documents (JSON is YAML). Out: its resources in canonical form, each with its place
 //! in the file, or everything that is wrong, each with line, key path, found, expected and hint. Bytes never panic.
 //!
-//! Fails closed: a non-empty `policies` is refused until policies are enforced, and so are unknown keys and values that
+//! Fails closed: a policy that cannot be enforced is refused, and so are unknown keys and values that
 //! are not there (`namespace:`), since that is what a half-written file looks like; an empty file is no state.
+//! A document may also be a Kubernetes manifest of an `AuthorizationPolicy`.
 //! Kinder than ztunnel: `services` of a workload may be missing, `trustDomain` and `serviceAccount` have defaults, a
 //! missing `uid` is derived, `locality` may be partial, port numbers may be quoted (JSON must).
 //!
@@ -17,7 +18,9 @@
 
 mod dump;
 mod leaf;
+mod manifest;
 mod names;
+mod policy;
 mod service;
 mod workload;
 
@@ -26,7 +29,7 @@ use std::sync::Arc;
 
 use crate::config::problem::{Origin, Position, Problem, Problems};
 use crate::config::yaml::{Cursor, Node, Place, locate, read_documents};
-use crate::mesh::{ServiceSpec, Workload};
+use crate::mesh::{Policy, ServiceSpec, Workload};
 
 pub use dump::Document;
 pub(super) use names::Names;
@@ -36,20 +39,26 @@ pub(super) use names::Names;
 pub(super) struct FileContents {
     pub(super) workloads: Vec<(Site, Arc<Workload>)>,
     pub(super) services: Vec<(Site, Arc<ServiceSpec>)>,
+    pub(super) policies: Vec<(Site, Arc<Policy>)>,
 }
 
 /// Where a resource is in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Site {
     document: u32,
+    /// In its list; [`WHOLE`] for a manifest.
     index: u32,
 }
+
+/// The resource is the document itself.
+const WHOLE: u32 = u32::MAX;
 
 /// Which of the lists of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Section {
     Workloads,
     Services,
+    Policies,
 }
 
 impl Section {
@@ -57,6 +66,7 @@ impl Section {
         match self {
             Self::Workloads => "workloads",
             Self::Services => "services",
+            Self::Policies => "policies",
         }
     }
 }
@@ -66,8 +76,15 @@ impl Site {
         Self { document: u32::try_from(document).unwrap_or(u32::MAX), index: u32::try_from(index).unwrap_or(u32::MAX) }
     }
 
+    fn manifest(document: usize) -> Self {
+        Self { index: WHOLE, ..Self::new(document, 0) }
+    }
+
     /// Such as `workloads[3]`.
     pub(super) fn key_path(self, section: Section) -> String {
+        if self.index == WHOLE {
+            return "metadata.name".to_owned();
+        }
         format!("{}[{}]", section.as_str(), self.index)
     }
 }
@@ -110,6 +127,11 @@ const KEYS: [&str; 8] =
     ["workloads", "services", "policies", "schemaVersion", "source", "hash", "appliedAt", "rejected"];
 
 fn read_document<'a>(root: &'a Cursor<'a>, names: &Names, contents: &mut FileContents) {
+    if manifest::is_one(root) {
+        let policy = manifest::read(root, names).map(Arc::new);
+        contents.policies.extend(policy.map(|policy| (Site::manifest(root.document()), policy)));
+        return;
+    }
     let Some(fields) = root.fields(&KEYS) else { return };
     fields.optional("schemaVersion", leaf::schema_version);
     if let Some(list) = fields.get("workloads") {
@@ -126,10 +148,12 @@ fn read_document<'a>(root: &'a Cursor<'a>, names: &Names, contents: &mut FileCon
             Some(())
         });
     }
-    if let Some(list) = fields.get("policies").as_ref().and_then(|list| leaf::present(list, "a list"))
-        && !matches!(list.node(), Node::List(items) if items.is_empty())
-    {
-        list.report_message("policies are not supported yet: nothing may be silently unenforced", "", None);
+    if let Some(list) = fields.get("policies") {
+        each(&list, |index, item| {
+            let policy = policy::read(item, names)?;
+            contents.policies.push((Site::new(item.document(), index), Arc::new(policy)));
+            Some(())
+        });
     }
 }
 

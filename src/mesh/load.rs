@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::config::problem::{Origin, Problem, Problems};
 use crate::files::{Bounds, ContentHash, FileContent, FileError, FileFault, Scan};
 use crate::mesh::file::{self, FileContents, Names, Section, Site};
-use crate::mesh::{Change, ServiceKey, ServiceSpec, Snapshot, SnapshotBuilder, Workload};
+use crate::mesh::{Change, Policy, PolicyKey, ServiceKey, ServiceSpec, Snapshot, SnapshotBuilder, Workload};
 
 use duplicates::{Duplicate, Where};
 
@@ -44,6 +44,7 @@ struct Applied {
     /// uid -> file.
     workloads: imbl::HashMap<Arc<str>, Arc<Path>>,
     services: imbl::HashMap<ServiceKey, Arc<Path>>,
+    policies: imbl::HashMap<PolicyKey, Arc<Path>>,
 }
 
 /// A state that was built and became the loader's current one.
@@ -133,16 +134,20 @@ impl Loader {
         for (file, contents) in &entering {
             owners.enter(&file.path, contents);
         }
-        let Owners { workloads, services, left_workloads, left_services, duplicates, more_duplicates } = owners;
+        let Owners { workloads, services, policies, left, duplicates, more_duplicates } = owners;
         if !duplicates.is_empty() {
             let files = current.iter().map(|(file, contents)| (*file, &**contents));
             return Err(duplicates::problems(duplicates, more_duplicates, files, self.bounds));
         }
 
         let mut changes: Vec<Change> = Vec::new();
-        changes
-            .extend(left_workloads.into_iter().filter(|uid| !workloads.contains_key(uid)).map(Change::RemoveWorkload));
-        changes.extend(left_services.into_iter().filter(|key| !services.contains_key(key)).map(Change::RemoveService));
+        let gone = |change: &Change| match change {
+            Change::RemoveWorkload(uid) => !workloads.contains_key(uid),
+            Change::RemoveService(key) => !services.contains_key(key),
+            Change::RemovePolicy(key) => !policies.contains_key(key),
+            Change::PutWorkload(_) | Change::PutService(_) | Change::PutPolicy(_) => true,
+        };
+        changes.extend(left.into_iter().filter(gone));
         for (_, contents) in &entering {
             changes.extend(news(contents, &self.applied.snapshot));
         }
@@ -155,7 +160,7 @@ impl Loader {
             (file.path.clone(), (file.hash, Arc::clone(contents)))
         };
         let files = current.iter().map(entry).collect();
-        self.applied = Applied { snapshot: Arc::clone(&snapshot), files, workloads, services };
+        self.applied = Applied { snapshot: Arc::clone(&snapshot), files, workloads, services, policies };
         Ok(Some(Loaded { snapshot, files: current.len(), changes: count }))
     }
 }
@@ -164,8 +169,9 @@ impl Loader {
 struct Owners {
     workloads: imbl::HashMap<Arc<str>, Arc<Path>>,
     services: imbl::HashMap<ServiceKey, Arc<Path>>,
-    left_workloads: Vec<Arc<str>>,
-    left_services: Vec<ServiceKey>,
+    policies: imbl::HashMap<PolicyKey, Arc<Path>>,
+    /// Removals of what the leaving files define; some of it may enter again.
+    left: Vec<Change>,
     duplicates: Vec<Duplicate>,
     more_duplicates: usize,
 }
@@ -175,8 +181,8 @@ impl Owners {
         Self {
             workloads: applied.workloads.clone(),
             services: applied.services.clone(),
-            left_workloads: Vec::new(),
-            left_services: Vec::new(),
+            policies: applied.policies.clone(),
+            left: Vec::new(),
             duplicates: Vec::new(),
             more_duplicates: 0,
         }
@@ -185,11 +191,15 @@ impl Owners {
     fn leave(&mut self, contents: &FileContents) {
         for (_, workload) in &contents.workloads {
             self.workloads.remove(&workload.uid);
-            self.left_workloads.push(Arc::clone(&workload.uid));
+            self.left.push(Change::RemoveWorkload(Arc::clone(&workload.uid)));
         }
         for (_, spec) in &contents.services {
             self.services.remove(spec.key());
-            self.left_services.push(spec.key().clone());
+            self.left.push(Change::RemoveService(spec.key().clone()));
+        }
+        for (_, policy) in &contents.policies {
+            self.policies.remove(&policy.key);
+            self.left.push(Change::RemovePolicy(policy.key.clone()));
         }
     }
 
@@ -204,6 +214,11 @@ impl Owners {
         for (site, spec) in &contents.services {
             if let Some(first) = self.services.insert(spec.key().clone(), Arc::clone(&path)) {
                 self.duplicate(Section::Services, spec.key().to_string(), first, &path, *site);
+            }
+        }
+        for (site, policy) in &contents.policies {
+            if let Some(first) = self.policies.insert(policy.key.clone(), Arc::clone(&path)) {
+                self.duplicate(Section::Policies, policy.key.to_string(), first, &path, *site);
             }
         }
     }
@@ -246,6 +261,11 @@ fn adopt(mut contents: FileContents, snapshot: &Snapshot) -> FileContents {
             *spec = Arc::clone(known);
         }
     }
+    for (_, policy) in &mut contents.policies {
+        if let Some(known) = snapshot.policy(policy.key.as_str()).filter(|known| *known == policy) {
+            *policy = Arc::clone(known);
+        }
+    }
     contents
 }
 
@@ -255,7 +275,10 @@ fn news<'a>(contents: &'a FileContents, snapshot: &'a Snapshot) -> impl Iterator
     let is_new_spec = |spec: &&Arc<ServiceSpec>| snapshot.spec(spec.key()) != Some(*spec);
     let workloads = contents.workloads.iter().map(|(_, workload)| workload).filter(is_new);
     let services = contents.services.iter().map(|(_, spec)| spec).filter(is_new_spec);
-    workloads.cloned().map(Change::PutWorkload).chain(services.cloned().map(Change::PutService))
+    let is_new_policy = |policy: &&Arc<Policy>| snapshot.policy(policy.key.as_str()) != Some(*policy);
+    let policies = contents.policies.iter().map(|(_, policy)| policy).filter(is_new_policy);
+    let puts = workloads.cloned().map(Change::PutWorkload).chain(services.cloned().map(Change::PutService));
+    puts.chain(policies.cloned().map(Change::PutPolicy))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@
 
 mod compiled;
 mod facts;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod index;
 mod matching;
 mod members;

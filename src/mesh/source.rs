@@ -177,12 +177,14 @@ impl Worker {
         let Loaded { snapshot, files, changes } = loaded;
         let generation = snapshot.generation();
         let (workloads, services) = (snapshot.workload_count(), snapshot.service_count());
+        let policies = snapshot.policy_count();
         tracing::info!(
             generation,
             changes,
             files,
             workloads,
             services,
+            policies,
             hash = snapshot.source_hash(),
             "mesh state applied"
         );
@@ -196,6 +198,7 @@ impl Worker {
             status.hash = hash;
             status.applied_at = Some(SystemTime::now());
             (status.files, status.workloads, status.services) = (files, workloads, services);
+            status.policies = policies;
             status.in_sync = true;
             status.reloads.applied += 1;
         });

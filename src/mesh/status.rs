@@ -24,6 +24,7 @@ pub struct MeshStatus {
     pub files: usize,
     pub workloads: usize,
     pub services: usize,
+    pub policies: usize,
     /// Whether what the files say now is what is published.
     pub in_sync: bool,
     /// The last content that was refused; stays when a later one is applied.

@@ -44,7 +44,7 @@ fn the_mesh_round_trips() {
         let settings = folder.path().join("adit.yaml");
         fs::write(&settings, format!("{SETTINGS}mesh: {{ files: [dump.yaml] }}\n")).expect("our own folder");
         let said = check(&lab.adit, &[&settings]).ok();
-        assert!(said.contains("2 workloads and 1 service"), "{said}");
+        assert!(said.contains("2 workloads, 1 service and 0 policies"), "{said}");
 
         // A file that is refused is told about, and changes nothing.
         daemon.replace("mesh.yaml", "workloads: [{ name: 3 }]\n");
@@ -61,7 +61,7 @@ fn the_mesh_round_trips() {
             let document = admin(&lab.adit, "/mesh", &[]).json();
             (document["hash"] != refused["hash"]).then_some(document)
         });
-        for section in ["workloads", "services"] {
+        for section in ["workloads", "services", "policies"] {
             assert_eq!(second[section], document[section], "{section}");
         }
         let mut daemon = daemon;

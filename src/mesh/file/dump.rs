@@ -1,6 +1,8 @@
 //! The state in the format it is read in, so that a dump is valid input. Serialized piece by piece: no second copy of
 //! the state is made. What has its default is left out.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
@@ -45,11 +47,12 @@ impl Document<'_> {
 
 impl Serialize for Document<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut root = serializer.serialize_map(Some(self.about.len() + 3))?;
+        let mut root = serializer.serialize_map(Some(self.about.len() + 4))?;
         root.serialize_entry("schemaVersion", &leaf::SCHEMA_VERSION)?;
         self.about.iter().try_for_each(|(key, value)| root.serialize_entry(key, value))?;
         root.serialize_entry("workloads", &Workloads(self.snapshot))?;
         root.serialize_entry("services", &Services(self.snapshot))?;
+        root.serialize_entry("policies", &policy::Policies(self.snapshot))?;
         root.end()
     }
 }

@@ -112,7 +112,8 @@ pub(super) fn ports(cursor: &Cursor<'_>) -> Option<PortMap> {
     map(cursor, port_key, |value| value.read(integer("a port, 0 to 65535 (0: named by the workload)")))
 }
 
-fn port_key(node: &Node) -> Checked<u16> {
+/// Quoted or not.
+pub(super) fn port_key(node: &Node) -> Checked<u16> {
     let quoted = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
     match node.as_text().and_then(quoted) {
         Some(number) if number > 0 => Ok(number),

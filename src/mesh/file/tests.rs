@@ -1,3 +1,5 @@
+mod policies;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -6,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mesh::fixture;
+use crate::mesh::policy::fixture::{any_policy, writable};
 use crate::mesh::service::*;
 use crate::mesh::spec::ExplicitEndpoint;
 use crate::mesh::workload::*;
@@ -80,7 +83,30 @@ services:
   visibility: Namespace
   proxyProtocol: v2
   maxConnections: { perEndpoint: 10, perService: 20 }
-policies: []
+policies:
+- name: deny
+  namespace: default
+  scope: WorkloadSelector
+  action: Deny
+  dryRun: true
+  rules:
+  - - - namespaces: [!Exact a, { prefix: b }, { Suffix: c }, !Presence []]
+        notNamespaces: [!Exact d]
+        serviceAccounts: [{ namespace: a, serviceAccount: b }]
+        notServiceAccounts: [{ namespace: c, serviceAccount: d }]
+        principals: [{ exact: td/ns/a/sa/b }]
+        notPrincipals: [!Suffix /x]
+        sourceIps: [10.0.0.0/8]
+        notSourceIps: [10.1.0.0/16]
+        destinationIps: ["fd00::/8"]
+        notDestinationIps: ["fd00::1/128"]
+        destinationPorts: [80]
+        notDestinationPorts: [443]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: cart, namespace: default }
+spec: { rules: [{ from: [{ source: { principals: ["*/sa/cart"] } }], to: [{ operation: { ports: ["80"] } }] }] }
 "#;
 
 #[test]
@@ -212,7 +238,10 @@ extra: 1
             "mesh.yaml:19:25: services[0].loadBalancer.mode: found \"standard\", expected Standard, Strict, Failover or Passthrough\n  hint: did you mean \"Standard\"?",
             "mesh.yaml:19:56: services[0].loadBalancer.routingPreferences[0]: found \"Regoin\", expected Region, Zone, Subzone, Node, Cluster or Network\n  hint: did you mean \"Region\"?",
             "mesh.yaml:22:8: services[0].endpoints.v: a second endpoint of the same workload: found \"u\"",
-            "mesh.yaml:24:3: policies: policies are not supported yet: nothing may be silently unenforced",
+            "mesh.yaml:24:3: policies[0].namespace: missing key",
+            "mesh.yaml:24:3: policies[0].scope: missing key",
+            "mesh.yaml:24:3: policies[0].action: missing key",
+            "mesh.yaml:24:3: policies[0].rules: missing key",
             "mesh.yaml:25:1: extra: unknown key\n  hint: known keys here: workloads, services, policies, schemaVersion, source, hash, appliedAt, rejected",
         ]
     );
@@ -377,17 +406,21 @@ fn snapshot(contents: &FileContents) -> Snapshot {
     let mut builder = SnapshotBuilder::new(&Snapshot::default());
     contents.workloads.iter().for_each(|(_, it)| builder.apply(Change::PutWorkload(Arc::clone(it))));
     contents.services.iter().for_each(|(_, it)| builder.apply(Change::PutService(Arc::clone(it))));
+    contents.policies.iter().for_each(|(_, it)| builder.apply(Change::PutPolicy(Arc::clone(it))));
     builder.finish()
 }
 
 proptest! {
     /// The dump of a state, read again, is that state; as JSON and as YAML.
     #[test]
-    fn a_dump_is_input(workload in any_workload(), spec in any_service()) {
+    fn a_dump_is_input(
+        workload in any_workload(), spec in any_service(), policy in any_policy().prop_map(writable)
+    ) {
         let site = Site::new(0, 0);
         let before = FileContents {
             workloads: vec![(site, Arc::new(workload))],
             services: vec![(site, Arc::new(spec))],
+            policies: vec![(site, Arc::new(policy))],
         };
         let json = snapshot(&before).to_document();
         for text in [json.to_string(), serde_yaml::to_string(&json).unwrap()] {
@@ -399,6 +432,7 @@ proptest! {
             let labels = Arc::clone(&new.service.labels);
             prop_assert_eq!(&Service { labels, ..Service::clone(&old.service) }, &*new.service);
             prop_assert_eq!(&old.endpoints, &new.endpoints);
+            prop_assert_eq!(&before.policies[0].1, &after.policies[0].1);
             prop_assert_eq!(snapshot(&after).to_document(), json.clone());
         }
     }

@@ -11,7 +11,7 @@ use crate::mesh::file::{self, FileContents, Section, Site};
 
 pub(super) struct Duplicate {
     pub(super) section: Section,
-    /// The uid, or the service's key.
+    /// The uid, or the key of the service or policy.
     pub(super) name: String,
     /// The file that has it first.
     pub(super) first: Arc<Path>,
@@ -61,6 +61,7 @@ pub(super) fn problems<'a>(
         let message = match section {
             Section::Workloads => "duplicate uid",
             Section::Services => "duplicate service",
+            Section::Policies => "duplicate policy",
         };
         problems.push(
             Problem::of(Origin::File(second.path.to_path_buf()), message)
@@ -85,6 +86,7 @@ fn first_site(files: &Files<'_>, path: &Path, section: Section, name: &str) -> O
         Section::Services => {
             contents.services.iter().find(|(_, it)| it.key().to_string() == name).map(|(site, _)| *site)
         }
+        Section::Policies => contents.policies.iter().find(|(_, it)| it.key.as_str() == name).map(|(site, _)| *site),
     }
 }
 

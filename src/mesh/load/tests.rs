@@ -135,6 +135,37 @@ fn duplicates_name_both_places() {
     assert_eq!(problems[MAX_DUPLICATES], "many: and 49 more duplicates");
 }
 
+/// In whatever form and order.
+#[test]
+fn a_policy_that_is_there_twice_names_both_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let local = "policies:\n- {name: p, namespace: ns, scope: Global, action: Allow, rules: []}\n";
+    let manifest = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  namespace: ns\n  name: p\nspec: {}\n";
+    let (a, b) = (write("a.yaml", local), write("b.yaml", manifest));
+    let of = |first: &str, place: &str, second: &str, other: &str| {
+        format!("{first}: duplicate policy: found \"ns/p\"\n  hint: it is already defined at {second} ({other})")
+            .replacen(": ", &format!(": {place}: "), 1)
+    };
+    assert_eq!(
+        refused(&mut Loader::default(), &[(&a, local), (&b, manifest)]),
+        [of(&format!("{b}:6:9"), "metadata.name", &format!("{a}:2"), "policies[0]")]
+    );
+    assert_eq!(
+        refused(&mut Loader::default(), &[(&b, manifest), (&a, local)]),
+        [of(&format!("{a}:2:3"), "policies[0]", &format!("{b}:6"), "metadata.name")]
+    );
+    let mut loader = Loader::default();
+    assert_eq!(applied(&mut loader, &[(&a, local)]).snapshot.policy_count(), 1);
+    let moved = applied(&mut loader, &[(&b, manifest)]);
+    assert_eq!((moved.snapshot.policy_count(), moved.changes), (1, 1), "its scope is another now");
+    assert_eq!(applied(&mut loader, &[("c", "{}")]).changes, 1);
+}
+
 #[test]
 fn what_the_scan_could_not_read_refuses_the_load() {
     let mut loader = Loader::default();
@@ -204,14 +235,22 @@ proptest! {
                     format!("- {{name: n, namespace: ns, hostname: h{uid}, vips: [/10.1.0.{n}], ports: {{}}}}\n")
                 };
                 let each = |(uid, n): &(u32, u32)| {
-                    format!("- {{uid: u{uid}, namespace: ns, capacity: {n}, workloadIps: [10.0.0.{n}], services: {{ns/h{n}: {{}}}}}}\n")
+                    format!("- {{uid: u{uid}, namespace: ns, capacity: {n}, workloadIps: [10.0.0.{n}], services: {{ns/h{n}: {{}}}}, authorizationPolicies: [ns/p{n}]}}\n")
                 };
                 if list.is_empty() {
                     return "workloads: [1]".to_owned();
                 }
+                let policy = |(uid, n): &(u32, u32)| {
+                    format!("- {{name: p{uid}, namespace: ns, scope: Namespace, action: Deny, rules: [[[{{destinationPorts: [{n}]}}]]]}}\n")
+                };
+                let policies: String = list.iter().skip(2).map(policy).collect();
+                let policies = if list.len() < 3 { " []".to_owned() } else { format!("\n{policies}") };
                 let workloads: String = list.iter().map(each).collect();
                 let services: String = list.iter().skip(1).map(service).collect();
-                format!("workloads:\n{workloads}services:{}\n{services}", if list.len() == 1 { " []" } else { "" })
+                format!(
+                    "workloads:\n{workloads}services:{}\n{services}policies:{policies}\n",
+                    if list.len() == 1 { " []" } else { "" }
+                )
             };
             let set: BTreeMap<String, String> =
                 set.iter().map(|(file, list)| (file.to_string(), text(list))).collect();
@@ -235,7 +274,7 @@ proptest! {
                     let now = &loader.applied.snapshot;
                     prop_assert_eq!(now.to_document(), scratch.snapshot.to_document());
                     prop_assert_eq!(now.source_hash(), scratch.snapshot.source_hash());
-                    let dangling = |it: &Snapshot| it.undefined_services().count();
+                    let dangling = |it: &Snapshot| (it.undefined_services().count(), it.missing_policies().count());
                     prop_assert_eq!(dangling(now), dangling(&scratch.snapshot));
                     for uid in now.workloads() {
                         let ip = uid.ips[0];

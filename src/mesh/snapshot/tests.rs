@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mesh::fixture::{key, service, spec, workload};
+use crate::mesh::policy::fixture::any_policy;
+use crate::mesh::policy::{Policy, Scope};
 use crate::mesh::service::{Service, Visibility};
 use crate::mesh::spec::{ExplicitEndpoint, ServiceSpec};
 use crate::mesh::workload::{Health, NetworkMode, Protocol};
@@ -261,6 +263,89 @@ fn endpoints_follow_workloads_and_services_whoever_comes_first() {
     assert_eq!(again.undefined_workloads().count(), 0);
 }
 
+fn policy(namespace: &str, name: &str, scope: Scope) -> Change {
+    let (action, rules) = (crate::mesh::policy::Action::Deny, Vec::new());
+    let key = PolicyKey::new(namespace, name);
+    Change::PutPolicy(Arc::new(Policy { key, scope, action, dry_run: false, rules }))
+}
+
+fn shown(view: &PolicyView) -> Vec<&str> {
+    view.policies().iter().map(|it| it.key.as_str()).collect()
+}
+
+#[test]
+fn another_scope_moves_a_policy_between_the_indexes() {
+    let listing = Arc::new(Workload { authorization_policies: vec!["a/p".into()], ..workload("lists") });
+    let other = Arc::new(Workload { namespace: "a".into(), ..workload("other") });
+    let mut snapshot = build([Change::PutWorkload(Arc::clone(&listing)), Change::PutWorkload(Arc::clone(&other))]);
+    for (scope, lists, others) in [
+        (Scope::Global, vec!["a/p"], vec!["a/p"]),
+        (Scope::Namespace, vec!["a/p"], vec!["a/p"]),
+        (Scope::WorkloadSelector, vec!["a/p"], vec![]),
+        (Scope::Global, vec!["a/p"], vec!["a/p"]),
+        (Scope::WorkloadSelector, vec!["a/p"], vec![]),
+    ] {
+        snapshot = edit(&snapshot, [policy("a", "p", scope)]);
+        assert_eq!(shown(&snapshot.policies_for(&listing)), lists, "{scope:?}");
+        assert_eq!(shown(&snapshot.policies_for(&other)), others, "{scope:?}");
+        let in_global = snapshot.policies_for(&workload("far")).policies().len();
+        assert_eq!(in_global, usize::from(scope == Scope::Global), "{scope:?}");
+    }
+    snapshot = edit(&snapshot, [Change::RemovePolicy(PolicyKey::new("a", "p"))]);
+    assert!(snapshot.policies_for(&other).is_empty());
+    let missing: Vec<String> = snapshot.missing_policies().map(|(uid, key)| format!("{uid} {key}")).collect();
+    assert_eq!(missing, ["lists a/p"]);
+    assert_eq!(snapshot.policies_for(&listing).missing(), [PolicyKey::new("a", "p")]);
+    snapshot = edit(&snapshot, [Change::RemoveWorkload("lists".into())]);
+    assert_eq!(snapshot.policies.sizes(), [0; 5]);
+}
+
+/// A worker looks at its connections again when its workload's policies are not the same; for no other reason.
+#[test]
+fn only_what_concerns_a_workload_changes_its_view() {
+    let lists = |uid: &str, key: &str| Workload { authorization_policies: vec![key.into()], ..workload(uid) };
+    let watched = Arc::new(lists("watched", "x/p"));
+    let before = build([
+        Change::PutWorkload(Arc::clone(&watched)),
+        put(lists("twin", "x/p")),
+        put(lists("other", "x/q")),
+        policy("x", "p", Scope::WorkloadSelector),
+        policy("x", "q", Scope::WorkloadSelector),
+        policy("default", "d", Scope::Namespace),
+        policy("root", "g", Scope::Global),
+    ]);
+    let view = before.policies_for(&watched);
+    assert_eq!(shown(&view), ["default/d", "root/g", "x/p"]);
+    let same = |changes: Vec<Change>| edit(&before, changes).policies_for(&watched).same_as(&view);
+    for (what, want, changes) in [
+        ("nothing", true, vec![]),
+        ("a policy of another list", true, vec![policy("x", "q", Scope::WorkloadSelector)]),
+        ("a policy of another namespace", true, vec![policy("b", "d", Scope::Namespace)]),
+        ("another workload", true, vec![put(lists("other", "x/p"))]),
+        ("the twin leaves", true, vec![Change::RemoveWorkload("twin".into())]),
+        (
+            "the workload itself, with the same list",
+            true,
+            vec![put(Workload { capacity: 7, ..lists("watched", "x/p") })],
+        ),
+        (
+            "all who have the list leave and come",
+            true,
+            vec![
+                Change::RemoveWorkload("twin".into()),
+                Change::RemoveWorkload("watched".into()),
+                put(lists("watched", "x/p")),
+            ],
+        ),
+        ("its policy", false, vec![policy("x", "p", Scope::WorkloadSelector)]),
+        ("its policy leaves", false, vec![Change::RemovePolicy(PolicyKey::new("x", "p"))]),
+        ("one of its namespace", false, vec![policy("default", "e", Scope::Namespace)]),
+        ("one of all", false, vec![Change::RemovePolicy(PolicyKey::new("root", "g"))]),
+    ] {
+        assert_eq!(same(changes), want, "{what}");
+    }
+}
+
 /// A change costs the change: everything else is the same memory as before.
 #[test]
 fn one_change_among_many_shares_the_rest() {
@@ -308,6 +393,7 @@ const NETWORKS: [&str; 2] = ["", "n"];
 const ADDRESSES: [&str; 5] = ["10.0.0.1", "10.0.0.2", "10.0.1.1", "fd00::1", "fd00::2"];
 const RANGES: [&str; 6] = ["10.0.0.0/24", "10.0.0.0/8", "10.0.0.1/32", "fd00::/64", "::/0", "0.0.0.0/0"];
 const HOSTS: [&str; 4] = ["x.example", "X.example", "y.example", "z.example."];
+const LISTS: [&[&str]; 5] = [&[], &["a/p"], &["a/p", "b/q"], &["b/q", "a/p", "b/q"], &["c/never", "b/r"]];
 const UIDS: [&str; 6] = ["c//Pod/a", "c//Pod/b", "v1", "v2", "v3", "v4"];
 
 fn any_key() -> impl Strategy<Value = ServiceKey> {
@@ -317,23 +403,27 @@ fn any_key() -> impl Strategy<Value = ServiceKey> {
 fn any_workload() -> impl Strategy<Value = Arc<Workload>> {
     let place = (0..UIDS.len(), 0..NETWORKS.len(), prop::collection::vec(0..ADDRESSES.len(), 0..3));
     let services = prop::collection::btree_map(any_key(), Just(BTreeMap::from([(80_u16, 1_u16)])), 0..4);
-    let kind = (any::<bool>(), any::<bool>(), 0..3_u8, 0..2_usize, 0..3_usize, 0..2_u32);
-    (place, services, kind).prop_map(|((u, n, ips), services, (hbone, host, status, name, namespace, capacity))| {
-        let mut ips: Vec<IpAddr> = ips.into_iter().map(|at| ip(ADDRESSES[at])).collect();
-        ips.dedup();
-        Arc::new(Workload {
-            network: NETWORKS[n].into(),
-            name: ["", "w"][name].into(),
-            namespace: NAMESPACES[namespace].into(),
-            ips,
-            services,
-            capacity,
-            protocol: if hbone { Protocol::Hbone } else { Protocol::Tcp },
-            network_mode: if host { NetworkMode::HostNetwork } else { NetworkMode::Standard },
-            status: [Health::Healthy, Health::Unhealthy, Health::Terminating][usize::from(status)],
-            ..workload(UIDS[u])
-        })
-    })
+    let names = (0..2_usize, 0..3_usize, prop::sample::select(&LISTS[..]));
+    let kind = (any::<bool>(), any::<bool>(), 0..3_u8, names, 0..2_u32);
+    (place, services, kind).prop_map(
+        |((u, n, ips), services, (hbone, host, status, (name, namespace, lists), capacity))| {
+            let mut ips: Vec<IpAddr> = ips.into_iter().map(|at| ip(ADDRESSES[at])).collect();
+            ips.dedup();
+            Arc::new(Workload {
+                network: NETWORKS[n].into(),
+                name: ["", "w"][name].into(),
+                namespace: NAMESPACES[namespace].into(),
+                ips,
+                services,
+                authorization_policies: lists.iter().map(|key| (*key).into()).collect(),
+                capacity,
+                protocol: if hbone { Protocol::Hbone } else { Protocol::Tcp },
+                network_mode: if host { NetworkMode::HostNetwork } else { NetworkMode::Standard },
+                status: [Health::Healthy, Health::Unhealthy, Health::Terminating][usize::from(status)],
+                ..workload(UIDS[u])
+            })
+        },
+    )
 }
 
 fn any_spec() -> impl Strategy<Value = Arc<ServiceSpec>> {
@@ -369,6 +459,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         2 => (0..UIDS.len()).prop_map(|u| Change::RemoveWorkload(UIDS[u].into())),
         4 => any_spec().prop_map(Change::PutService),
         2 => any_key().prop_map(Change::RemoveService),
+        4 => any_policy().prop_map(|policy| Change::PutPolicy(Arc::new(policy))),
+        2 => any_policy().prop_map(|policy| Change::RemovePolicy(policy.key)),
     ]
 }
 
@@ -376,6 +468,7 @@ fn any_change() -> impl Strategy<Value = Change> {
 struct Model {
     workloads: BTreeMap<Arc<str>, Arc<Workload>>,
     specs: BTreeMap<ServiceKey, Arc<ServiceSpec>>,
+    policies: BTreeMap<PolicyKey, Arc<Policy>>,
 }
 
 impl Model {
@@ -385,14 +478,28 @@ impl Model {
             Change::RemoveWorkload(uid) => drop(self.workloads.remove(uid)),
             Change::PutService(spec) => drop(self.specs.insert(spec.key().clone(), spec.clone())),
             Change::RemoveService(key) => drop(self.specs.remove(key)),
-            // They have a model of their own.
-            Change::PutPolicy(_) | Change::RemovePolicy(_) => {}
+            Change::PutPolicy(policy) => drop(self.policies.insert(policy.key.clone(), policy.clone())),
+            Change::RemovePolicy(key) => drop(self.policies.remove(key)),
         }
     }
 
     fn changes(&self) -> impl Iterator<Item = Change> {
         let workloads = self.workloads.values().cloned().map(Change::PutWorkload);
-        workloads.chain(self.specs.values().cloned().map(Change::PutService))
+        let policies = self.policies.values().cloned().map(Change::PutPolicy);
+        workloads.chain(self.specs.values().cloned().map(Change::PutService)).chain(policies)
+    }
+
+    /// The policies that concern a workload, and the keys that it lists for nothing.
+    fn policies<'a>(&'a self, workload: &'a Workload) -> (Vec<&'a Arc<Policy>>, Vec<&'a str>) {
+        let listed = |key: &str| workload.authorization_policies.iter().any(|it| **it == *key);
+        let concerns = |it: &&Arc<Policy>| match it.scope {
+            Scope::Global => true,
+            Scope::Namespace => it.key.namespace() == &*workload.namespace || listed(it.key.as_str()),
+            Scope::WorkloadSelector => listed(it.key.as_str()),
+        };
+        let lists = workload.authorization_policies.iter().map(|key| &**key);
+        let missing: std::collections::BTreeSet<&str> = lists.filter(|key| !self.policies.contains_key(*key)).collect();
+        (self.policies.values().filter(concerns).collect(), missing.into_iter().collect())
     }
 
     fn endpoints(&self, key: &ServiceKey) -> Vec<(Arc<str>, u16, Health)> {
@@ -454,6 +561,22 @@ fn check(snapshot: &Snapshot, model: &Model) -> Result<(), TestCaseError> {
             prop_assert!(Arc::ptr_eq(&endpoint.workload, &model.workloads[&endpoint.workload.uid]), "stale workload");
         }
     }
+    prop_assert_eq!(snapshot.policy_count(), model.policies.len());
+    let mut dangling = 0;
+    for workload in model.workloads.values() {
+        let view = snapshot.policies_for(workload);
+        let (policies, missing) = model.policies(workload);
+        prop_assert_eq!(view.policies(), policies);
+        prop_assert_eq!(view.missing().iter().map(PolicyKey::as_str).collect::<Vec<_>>(), missing.clone());
+        prop_assert!(view.same_as(&snapshot.policies_for(workload)), "kept, not made anew");
+        // One that the state does not have is told the same.
+        let stranger =
+            Workload { authorization_policies: vec!["b/s".into(), "c/none".into()], ..Workload::clone(workload) };
+        let view = snapshot.policies_for(&stranger);
+        prop_assert_eq!(view.policies(), model.policies(&stranger).0);
+        dangling += missing.len();
+    }
+    prop_assert_eq!(snapshot.missing_policies().count(), dangling);
     for network in NETWORKS {
         for address in ADDRESSES.map(ip) {
             prop_assert_eq!(uid(snapshot.workload(network, address)), model.workload(network, address));
@@ -481,7 +604,7 @@ fn observe(snapshot: &Snapshot) -> String {
     let mut undefined: Vec<String> = snapshot.undefined_services().map(ToString::to_string).collect();
     undefined.extend(snapshot.undefined_workloads().map(|(key, uid)| format!("{key} {uid}")));
     undefined.sort();
-    format!("{seen:?} {undefined:?} {:?}", snapshot.index.sizes())
+    format!("{seen:?} {undefined:?} {:?} {:?}", snapshot.index.sizes(), snapshot.policies.sizes())
 }
 
 proptest! {
