@@ -18,12 +18,8 @@ fn main() -> ExitCode {
 /// The same loader as the daemon's.
 fn check_mesh(settings: &Settings) -> Result<MeshSummary, Problems> {
     let summary = adit::mesh::check(settings.mesh.files.clone())?;
-    Ok(MeshSummary {
-        files: summary.files,
-        workloads: summary.workloads,
-        services: summary.services,
-        policies: summary.policies,
-    })
+    let adit::mesh::Summary { files, workloads, services, policies, dangling } = summary;
+    Ok(MeshSummary { files, workloads, services, policies, warnings: dangling })
 }
 
 /// The one place where an error of the daemon is consumed: one line with its causes, or a line per problem.

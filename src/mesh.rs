@@ -32,7 +32,7 @@ pub mod workload;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::problem::Problems;
+use crate::config::problem::{Problem, Problems};
 use crate::files::{Bounds, Effort, FileSet, Scan};
 
 pub use builder::{Change, SnapshotBuilder};
@@ -48,30 +48,30 @@ pub use status::{MeshStatus, Rejection, ReloadCounts, ReloadOutcome};
 pub use workload::{GatewayAddress, Health, Protocol, Workload};
 
 /// What `check` found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     pub files: usize,
     pub workloads: usize,
     pub services: usize,
     pub policies: usize,
-    /// Services and policies that workloads name and explicit endpoints whose workload is not defined; not errors.
-    pub dangling: usize,
+    /// References that lead nowhere: services, waypoints, gateways, workloads and policies that are named and not defined. Not
+    /// errors.
+    pub dangling: Vec<Problem>,
 }
 
 /// Loads the files as a start would, without watching them. Blocking. A missing file is a problem here.
 pub fn check(sources: Vec<PathBuf>) -> Result<Summary, Problems> {
     let bounds = Bounds::default();
     let scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
-    let loaded = load::Loader::new(bounds).load(&scan)?;
+    let mut loader = load::Loader::new(bounds);
+    let loaded = loader.load(&scan)?;
     let snapshot = loaded.map(|loaded| loaded.snapshot).unwrap_or_default();
     Ok(Summary {
         files: scan.files.len(),
         workloads: snapshot.workload_count(),
         services: snapshot.service_count(),
         policies: snapshot.policy_count(),
-        dangling: snapshot.undefined_services().count()
-            + snapshot.undefined_workloads().count()
-            + snapshot.missing_policies().count(),
+        dangling: loader.dangling(&scan),
     })
 }
 

@@ -8,9 +8,13 @@ const DAEMON: Daemon = Daemon {
     demo: |sources| if sources.flags.is_empty() { Exit::Ok } else { Exit::Failed },
     check_mesh: |settings| match settings.mesh.files.first() {
         None => Ok(MeshSummary::default()),
-        Some(file) if file.ends_with("good.yaml") => {
-            Ok(MeshSummary { files: 1, workloads: 2, services: 1, policies: 1 })
-        }
+        Some(file) if file.ends_with("good.yaml") => Ok(MeshSummary {
+            files: 1,
+            workloads: 2,
+            services: 1,
+            policies: 1,
+            warnings: vec![Problem::of(Origin::File(file.clone()), "leads nowhere")],
+        }),
         Some(file) => Err(Problem::of(Origin::File(file.clone()), "is bad").into()),
     },
 };
@@ -141,9 +145,10 @@ fn check_says_what_it_checked() {
         std::fs::write(folder.path().join(name), "mesh: { files: [good.yaml] }\n").unwrap();
     }
     let process = Sources { working_dir: folder.path().to_owned(), ..Sources::default() };
+    let warning = format!("warning: {}: leads nowhere\n", folder.path().join("good.yaml").display());
     assert_eq!(
         adit(&["check", "--config", "a.yaml", "--config", "b.yaml"], &process),
-        ok("ok: 2 settings files, 1 mesh file with 2 workloads, 1 service and 1 policy\n")
+        (0, "ok: 2 settings files, 1 mesh file with 2 workloads, 1 service and 1 policy\n".to_owned(), warning)
     );
     let (code, data, messages) = adit(&["check", "--set", "mesh.files=bad.yaml"], &process);
     assert_eq!((code, data.as_str()), (78, ""));

@@ -20,7 +20,7 @@ mod lines;
 mod node;
 mod suggest;
 
-pub use cursor::{Cursor, Fields};
+pub use cursor::{Cursor, Fields, push_index, push_key};
 pub use leaf::{Checked, Mismatch, boolean, choice, integer, parsed, range, text};
 pub use lines::{Place, locate};
 pub use node::Node;

@@ -54,7 +54,8 @@ pub struct TunnelKey {
     identities: Arc<[SpiffeId]>,
     client: IpAddr,
     uid: Arc<str>,
-    goes_on: bool,
+    /// See [`TunnelKey::to_go_on`].
+    pub goes_on: bool,
 }
 
 impl TunnelKey {
@@ -73,15 +74,10 @@ impl TunnelKey {
         Self { address, identities, client, uid, goes_on: false }
     }
 
-    /// To a waypoint or gateway, whose own protocol says nothing: its streams go on from there.
+    /// To a waypoint or gateway: its streams go on from there, and its own protocol says nothing.
     #[must_use]
     pub fn to_go_on(self) -> Self {
         Self { goes_on: true, ..self }
-    }
-
-    #[must_use]
-    pub const fn goes_on(&self) -> bool {
-        self.goes_on
     }
 
     #[must_use]

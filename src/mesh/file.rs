@@ -91,10 +91,13 @@ impl Site {
 
 /// The positions of resources in the text of their file.
 pub(super) fn positions(text: &str, sites: impl IntoIterator<Item = (Section, Site)>) -> Vec<Option<Position>> {
-    let place = |(section, site): (Section, Site)| {
-        Place::value(usize::try_from(site.document).unwrap_or(usize::MAX), site.key_path(section))
-    };
-    locate(text, &sites.into_iter().map(place).collect::<Vec<_>>())
+    positions_of(text, sites.into_iter().map(|(section, site)| (site, site.key_path(section))))
+}
+
+/// The positions of what is at these key paths, each in the document of its resource.
+pub(super) fn positions_of(text: &str, paths: impl IntoIterator<Item = (Site, String)>) -> Vec<Option<Position>> {
+    let place = |(site, path): (Site, String)| Place::value(usize::try_from(site.document).unwrap_or(usize::MAX), path);
+    locate(text, &paths.into_iter().map(place).collect::<Vec<_>>())
 }
 
 /// Everything the file says, or everything that is wrong with it.

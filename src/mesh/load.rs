@@ -3,8 +3,9 @@
 //! In: scans. Out: a new snapshot, or "nothing changed", or every problem of every file; what was applied before stays
 //! until a load succeeds as a whole. Each file is parsed alone and remembered by content hash, good or bad, so a file is
 //! parsed once however often another one is wrong. Cost: the files that changed, not the state.
-//! Pure, but for re-reading a file to say on which line a duplicate is.
+//! Pure, but for re-reading a file to say on which line a duplicate is, or a reference that leads nowhere.
 
+mod dangling;
 mod duplicates;
 
 use std::collections::{HashMap, HashSet};
@@ -84,6 +85,13 @@ impl Loader {
             return Err(problems);
         }
         self.apply(scan, &current)
+    }
+
+    /// References of the applied state that lead nowhere, each with its place; `scan` is what it was loaded from.
+    pub(super) fn dangling(&self, scan: &Scan) -> Vec<Problem> {
+        let applied = |file: &FileContent| self.applied.files.get(&file.path).filter(|(hash, _)| *hash == file.hash);
+        let files = scan.files.iter().filter_map(|file| Some((file, &**applied(file).map(|(_, contents)| contents)?)));
+        dangling::problems(&self.applied.snapshot, files, self.bounds)
     }
 
     /// Whether this content of the file need not be read again.

@@ -4,6 +4,7 @@
 //! while another is untried. A single address that refuses is final at once. Nothing has been sent upstream before this
 //! stage ends, so every retry is safe. A client that resets ends the attempt; its FIN alone does not.
 
+mod candidates;
 mod tunnel;
 
 pub use tunnel::Tunnelled;
@@ -20,25 +21,22 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::config::settings::{Connect, Tunnel as TunnelSettings};
+use crate::mesh::Workload;
 use crate::mesh::live::InUse;
-use crate::mesh::{Live, ServiceState, Workload};
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::dial::{DialError, DialOptions, Dialled, dial};
 use crate::net::own_sockets::Way;
 use crate::proxy::authorize::Permit;
-use crate::proxy::balance::draw::{self, Drawn, Nobody, draw};
-use crate::proxy::balance::{Choice, Picked};
+use crate::proxy::balance::Picked;
+use crate::proxy::balance::draw::{self, draw};
+use crate::proxy::connect::candidates::Tried;
 use crate::proxy::relay::reset;
-use crate::proxy::resolve::endpoint::reachable;
-use crate::proxy::resolve::endpoint::{Place, Wanted};
-use crate::proxy::resolve::route::{Among, Asking, Candidate, Route, RouteError, candidate};
+use crate::proxy::resolve::endpoint::Place;
+use crate::proxy::resolve::route::{Asking, Candidate, Route, RouteError};
 use crate::proxy::resolve::{ResolveError, Target};
 use crate::proxy::worker::Worker;
 use crate::telemetry::CloseReason;
 use crate::telemetry::access::Attempt;
-
-/// How many endpoints to which there is no way are passed over before one attempt is given up.
-const MOST_WITHOUT_A_WAY: usize = 16;
 
 /// An upstream connection and how it came about.
 #[derive(Debug)]
@@ -113,19 +111,6 @@ pub struct Request<'a> {
     pub way: Way,
 }
 
-/// Which endpoints have been chosen, so that others are before them.
-#[derive(Debug, Default)]
-struct Tried {
-    endpoints: Vec<Live>,
-    gateways: Vec<Live>,
-    /// Of the candidate at hand.
-    picked: Vec<Picked>,
-    /// Whether nobody was left who had not as many connections as allowed.
-    full: bool,
-    /// All have been, since this was last set to `false`.
-    exhausted: bool,
-}
-
 impl Connected {
     /// Ends it with a reset: the destination must not take what never began for a client that had nothing to say.
     pub fn abandon(self) {
@@ -188,87 +173,30 @@ pub async fn connect(
     Err(last.unwrap_or_else(|| CloseReason::ConnectTimeout.into()))
 }
 
-/// The next candidate to which there is a way. What has been tried before comes again only when nothing is untried.
+/// The next candidate, in the state as it is now.
 fn next(worker: &Worker, request: &Request<'_>, tried: &mut Tried) -> Result<Candidate, ConnectError> {
     let (settings, snapshot) = (worker.settings(), worker.snapshot());
     let client_namespace = &settings.workload.namespace;
     let asking = Asking { snapshot: &snapshot, dst: request.dst, network: request.network, client_namespace };
-    tried.exhausted = false;
-    tried.full = false;
-    let mut no_way = None;
-    for _ in 0..MOST_WITHOUT_A_WAY {
-        tried.picked.clear();
-        let found = candidate(&asking, request.target, |among, state, wanted| {
-            pick(worker, request, tried, among, state, wanted)
-        });
-        match found {
-            Ok(candidate) => {
-                if let (Target::Single { .. }, Way::Out, Some(workload)) =
-                    (request.target, request.way, &candidate.workload)
-                {
-                    count_at(workload, settings.limits.per_endpoint, tried)?;
-                }
-                return Ok(candidate);
-            }
-            Err(RouteError::NoEndpoint | RouteError::NoWaypoint(_)) if tried.full && no_way.is_none() => {
-                return Err(CloseReason::EndpointLimit.into());
-            }
-            Err(error @ (RouteError::NoEndpoint | RouteError::NoWaypoint(_))) => {
-                return Err(no_way.unwrap_or(error).into());
-            }
-            Err(error) => no_way = Some(error),
-        }
-        if request.target.is_single() || tried.exhausted {
-            break;
-        }
-    }
-    Err(no_way.unwrap_or(RouteError::NoEndpoint).into())
-}
-
-/// One that has not been tried; one that has, only when there is no other.
-fn pick(
-    worker: &Worker,
-    request: &Request<'_>,
-    tried: &mut Tried,
-    among: Among,
-    state: &ServiceState,
-    wanted: &Wanted<'_>,
-) -> Option<Choice> {
-    let candidates = state.plan().candidates(wanted.port, wanted.mode)?;
     let source = local_workload(worker);
-    let limits = worker.settings().limits;
-    let Tried { endpoints, gateways, picked, full, exhausted } = tried;
-    let tried = match among {
-        Among::Endpoints => endpoints,
-        Among::Gateways => gateways,
-    };
-    for _ in 0..MOST_WITHOUT_A_WAY {
-        let draw = |tried: &[Live]| {
-            let asking = draw::Asking {
-                source: source.as_deref(),
-                tried,
-                limit: state.service.max_connections.per_endpoint.or(limits.per_endpoint),
-                trial: request.limits.deadline,
-                now_ms: worker.now_ms(),
-            };
-            worker.with_random(|random| draw(candidates, &asking, random))
+    let next = tried.next(&asking, request.target, |state, candidates, tried| {
+        let drawing = draw::Asking {
+            source: source.as_deref(),
+            tried,
+            limit: state.service.max_connections.per_endpoint.or(settings.limits.per_endpoint),
+            trial: request.limits.deadline,
+            now_ms: worker.now_ms(),
         };
-        let mut drawn = draw(tried);
-        *full |= matches!(drawn, Err(Nobody::Full));
-        if drawn.is_err() && !tried.is_empty() {
-            tried.clear();
-            *exhausted |= among == Among::Endpoints;
-            drawn = draw(tried);
-        }
-        let Drawn { endpoint, in_use } = drawn.ok()?;
-        let live = endpoint.workload.live.clone();
-        tried.push(live.clone());
-        if let Some(port) = reachable(&state.service, &endpoint, wanted) {
-            picked.push(Picked { live, among: Some(Arc::clone(candidates)), in_use });
-            return Some(Choice { endpoint, port });
-        }
+        worker.with_random(|random| draw(candidates, &drawing, random))
+    });
+    let candidate = next.map_err(|error| match error {
+        RouteError::NoEndpoint | RouteError::NoWaypoint(_) if tried.full => CloseReason::EndpointLimit.into(),
+        error => ConnectError::from(error),
+    })?;
+    if let (Target::Single { .. }, Way::Out, Some(workload)) = (request.target, request.way, &candidate.workload) {
+        count_at(workload, settings.limits.per_endpoint, tried)?;
     }
-    None
+    Ok(candidate)
 }
 
 /// Counts the connection at the service that it is for.
@@ -282,7 +210,7 @@ fn count_at_service(worker: &Worker, request: &Request<'_>) -> Result<Option<InU
 fn count_at(workload: &Workload, limit: Option<NonZeroU32>, tried: &mut Tried) -> Result<(), ConnectError> {
     let live = workload.live.clone();
     let in_use = live.take(limit).ok_or(CloseReason::EndpointLimit)?;
-    tried.picked.push(Picked { live, among: None, in_use });
+    tried.picked = vec![Picked { live, among: None, in_use }];
     Ok(())
 }
 

@@ -44,7 +44,7 @@ const REPLY_WITHIN: Duration = Duration::from_secs(5);
 /// Why there is none; the client has been told, if it spoke SOCKS5.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let result = match destination(&mut opening.downstream).await {
-        Ok(destination) => go(opening, destination).await,
+        Ok(destination) => Box::pin(go(opening, destination)).await,
         Err(Unanswerable::Socks(error)) => {
             if let Some(reply) = error.reply() {
                 send(&mut opening.downstream, &encode_reply(reply, None)).await?;
@@ -224,8 +224,8 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
     let question = question(opening, &snapshot, dst);
     let target = opening.worker.with_random(|random| of_service(&snapshot, &question, state, random))?;
-    if matches!(&target, Target::Single { .. }) && vip.is_none() {
-        // Passed through by its load balancer, but there is no address to pass it to.
+    if matches!(&target, Target::Single { .. } | Target::Waypoint { .. }) && vip.is_none() {
+        // Passed through, or to be told to a waypoint, but there is no address for either.
         return Err(CloseReason::NameUnresolved.into());
     }
     Ok(Some((dst, target)))

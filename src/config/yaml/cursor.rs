@@ -271,7 +271,8 @@ impl Trail<'_> {
 const LONGEST: usize = 200;
 
 /// Appends `.name`, or `["name"]` when the name is more than a word.
-pub(super) fn push_key(path: &mut String, name: &str) {
+/// Appends a key to a path, quoted where it is not a plain word.
+pub fn push_key(path: &mut String, name: &str) {
     let word =
         (1..=LONGEST).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
     if !word {
@@ -285,7 +286,8 @@ pub(super) fn push_key(path: &mut String, name: &str) {
     path.push_str(name);
 }
 
-pub(super) fn push_index(path: &mut String, index: usize) {
+/// Appends the place in a list.
+pub fn push_index(path: &mut String, index: usize) {
     let _infallible = write!(path, "[{index}]");
 }
 

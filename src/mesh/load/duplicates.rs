@@ -102,7 +102,7 @@ impl Lines {
         let mut lines = HashMap::new();
         for (path, sites) in by_file {
             let Some((_, file, _)) = files.get(&**path) else { continue };
-            let bytes = file.bytes.clone().or_else(|| reread(file, bounds));
+            let bytes = text_of(file, bounds);
             let Some(text) = bytes.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok()) else { continue };
             let positions = file::positions(text, sites.iter().copied());
             for ((section, site), position) in sites.into_iter().zip(positions) {
@@ -118,7 +118,10 @@ impl Lines {
 }
 
 /// Nothing when the file has changed meanwhile: then it is loaded again anyway.
-fn reread(file: &FileContent, bounds: Bounds) -> Option<Arc<[u8]>> {
+pub(super) fn text_of(file: &FileContent, bounds: Bounds) -> Option<Arc<[u8]>> {
+    if let Some(bytes) = &file.bytes {
+        return Some(Arc::clone(bytes));
+    }
     let content = files::read(&file.path, bounds).ok()?;
     content.bytes.filter(|_| content.hash == file.hash)
 }

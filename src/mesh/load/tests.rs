@@ -51,6 +51,83 @@ fn uids(snapshot: &Snapshot) -> Vec<&str> {
     uids
 }
 
+/// One document with everything right, and one where each kind of reference leads nowhere.
+const REFERENCES: &str = "workloads:
+- { uid: w, namespace: ns, workloadIps: [10.0.0.1], hostname: w.test, services: { ns/s: {} },
+    waypoint: { destination: ns/s, hboneMtlsPort: 15008 }, networkGateway: { destination: ns/W.test., hboneMtlsPort: 1 } }
+services:
+- { name: s, namespace: ns, hostname: s, vips: [/10.1.0.1], ports: {}, visibility: Namespace,
+    waypoint: { destination: /10.0.0.1, hboneMtlsPort: 15008 },
+    weightedWaypoints: [{ destination: { destination: /10.1.0.1, hboneMtlsPort: 1 }, weight: 1 }],
+    endpoints: { w: { workloadUid: w, port: {}, status: Healthy } } }
+---
+workloads:
+- uid: x
+  namespace: ns
+  workloadIps: []
+  services:
+    ns/s: {}
+    ns/t.test: {}
+  waypoint:
+    destination: far/10.0.0.1
+    hboneMtlsPort: 15008
+  networkGateway: { destination: other/s, hboneMtlsPort: 15008 }
+  authorizationPolicies: [ns/closed, ns/open]
+policies:
+- { name: open, namespace: ns, scope: WorkloadSelector, action: Allow, dryRun: false, rules: [] }
+services:
+- name: u
+  namespace: ns
+  hostname: u
+  vips: []
+  ports: {}
+  waypoint: { destination: ns/nobody, hboneMtlsPort: 15008 }
+  weightedWaypoints:
+  - { destination: { destination: /10.0.0.1, hboneMtlsPort: 1 }, weight: 1 }
+  - { destination: { destination: /10.0.0.9, hboneMtlsPort: 1 }, weight: 1 }
+  endpoints:
+    gone: { workloadUid: gone, port: {}, status: Healthy }
+    named:
+      workloadUid: gone-too
+      port: {}
+      status: Healthy
+";
+
+#[test]
+fn references_that_lead_nowhere_are_named_with_their_lines() {
+    let mut loader = Loader::default();
+    let scan = scan_of(&[("a.yaml", REFERENCES)], &loader);
+    assert!(loader.load(&scan).unwrap().is_some());
+    let found: Vec<String> = loader.dangling(&scan).iter().map(ToString::to_string).collect();
+    let want = [
+        "a.yaml:16:16: workloads[0].services[\"ns/t.test\"]: unknown service: found \"ns/t.test\"",
+        "a.yaml:21:27: workloads[0].authorizationPolicies[0]: unknown policy: found \"ns/closed\"",
+        "a.yaml:18:18: workloads[0].waypoint.destination: unknown waypoint: found \"far/10.0.0.1\"",
+        "a.yaml:20:34: workloads[0].networkGateway.destination: unknown network gateway: found \"other/s\"",
+        "a.yaml:30:28: services[0].waypoint.destination: unknown waypoint: found \"ns/nobody\"",
+        "a.yaml:33:35: services[0].weightedWaypoints[1].destination.destination: unknown waypoint: found \"/10.0.0.9\"",
+        "a.yaml:35:26: services[0].endpoints.gone.workloadUid: unknown workload: found \"gone\"",
+        "a.yaml:34:3: services[0].endpoints.gone-too.workloadUid: unknown workload: found \"gone-too\"",
+    ];
+    assert_eq!(found, want);
+}
+
+#[test]
+fn of_very_many_references_some_are_shown_and_the_others_counted() {
+    let mut loader = Loader::default();
+    let many = |from: u32| {
+        let one = |number| {
+            format!("- {{ uid: 'w{number}', namespace: ns, workloadIps: [], services: {{ ns/gone: {{}} }} }}\n")
+        };
+        "workloads:\n".to_owned() + &(from..from + 80).map(one).collect::<String>()
+    };
+    let scan = scan_of(&[("a", &many(0)), ("b", &many(100)), ("c", &many(200))], &loader);
+    assert!(loader.load(&scan).unwrap().is_some());
+    let found = loader.dangling(&scan);
+    assert_eq!((found.len(), found[100].to_string()), (101, "c: and 140 more references that lead nowhere".to_owned()));
+    assert!(found[..100].iter().all(|problem| problem.line().is_some()));
+}
+
 #[test]
 fn files_are_one_state_and_their_differences_are_applied() {
     let mut loader = Loader::default();

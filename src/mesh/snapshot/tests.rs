@@ -412,6 +412,7 @@ fn any_workload() -> impl Strategy<Value = Arc<Workload>> {
             Arc::new(Workload {
                 network: NETWORKS[n].into(),
                 name: ["", "w"][name].into(),
+                hostname: ["", "x.example", "X.example."][usize::from(status)].into(),
                 namespace: NAMESPACES[namespace].into(),
                 ips,
                 services,
@@ -598,6 +599,11 @@ fn observe(snapshot: &Snapshot) -> String {
         }
     }
     for namespace in NAMESPACES {
+        for host_name in HOSTS {
+            let found = snapshot.workload_by_hostname(namespace, host_name);
+            assert!(found.is_none_or(|it| it.namespace == namespace.into() && !it.hostname.is_empty()));
+            seen.push(uid(found).to_owned());
+        }
         let local = LocalWorkload { name: "w".into(), namespace: namespace.into(), ..LocalWorkload::default() };
         seen.push(uid(snapshot.local_workload(&local, "")).to_owned());
     }

@@ -178,7 +178,7 @@ fn follow_workloads(worker: &Worker) {
     pool.retain(|key| {
         let ip = key.address().ip();
         snapshot.workload_by_uid(key.uid()).is_some_and(|it| {
-            let has_door = key.goes_on() || it.protocol == Protocol::Hbone;
+            let has_door = key.goes_on || it.protocol == Protocol::Hbone;
             // What its name leads to is not in the state.
             has_door && (it.ips.contains(&ip) || !it.hostname.is_empty())
         })
