@@ -166,7 +166,7 @@ async fn set_up(
     let Opening { settings, downstream, attempts, requested, .. } = opening;
     ending.attempts = attempts;
     ending.requested = requested;
-    if entry.state() == State::Connecting {
+    if entry.state() == State::Connecting || entry.denial().is_some() {
         account::open(worker, entry);
     }
     match result {

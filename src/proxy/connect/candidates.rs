@@ -19,6 +19,8 @@ const MOST_WITHOUT_A_WAY: usize = 16;
 pub(super) struct Tried {
     endpoints: Vec<Live>,
     gateways: Vec<Live>,
+    /// Endpoints to which there is no way: they do not come again.
+    hopeless: Vec<Live>,
     /// Of the candidate at hand: the endpoint, and the gateway on the way to it.
     pub(super) picked: Vec<Picked>,
     /// Whether the last search has met somebody who has as many connections as allowed.
@@ -36,23 +38,23 @@ impl Tried {
         target: &Target,
         draw: impl Fn(&ServiceState, &Candidates, &[Live]) -> Result<Drawn, Nobody>,
     ) -> Result<Candidate, RouteError> {
-        let Self { endpoints, gateways, picked, full } = self;
-        let (mut no_way, mut exhausted) = (None, false);
+        let Self { endpoints, gateways, hopeless, picked, full } = self;
+        let mut no_way = None;
         *full = false;
         for _ in 0..MOST_WITHOUT_A_WAY {
             picked.clear();
             let found = candidate(asking, target, |among, state, wanted| {
-                let (tried, exhausts) = match among {
-                    Among::Endpoints => (&mut *endpoints, true),
-                    Among::Gateways => (&mut *gateways, false),
+                let tried = match among {
+                    Among::Endpoints => &mut *endpoints,
+                    Among::Gateways => &mut *gateways,
                 };
+                let is_hopeless = |live: &Live| hopeless.iter().any(|other| other.is(live));
                 let candidates = state.plan().candidates(wanted.port, wanted.mode)?;
                 for _ in 0..MOST_WITHOUT_A_WAY {
                     let mut drawn = draw(state, candidates, tried);
                     *full |= matches!(drawn, Err(Nobody::Full));
-                    if drawn.is_err() && !tried.is_empty() {
-                        tried.clear();
-                        exhausted |= exhausts;
+                    if drawn.is_err() && !tried.iter().all(is_hopeless) {
+                        tried.retain(is_hopeless);
                         drawn = draw(state, candidates, tried);
                     }
                     let Drawn { endpoint, in_use } = drawn.ok()?;
@@ -72,8 +74,10 @@ impl Tried {
                 }
                 Err(error) => no_way = Some(error),
             }
-            if target.is_single() || exhausted {
-                break;
+            match picked.first() {
+                Some(picked) => hopeless.push(picked.live.clone()),
+                // There was no choice.
+                None => break,
             }
         }
         Err(no_way.unwrap_or(RouteError::NoEndpoint))

@@ -129,7 +129,7 @@ async fn set_up(
         entry.unless_killed(work).await.unwrap_or_else(|reason| Err(Refusal::killed(reason)))
     };
     ending.attempts = attempts;
-    if entry.state() == State::Connecting {
+    if entry.state() == State::Connecting || entry.denial().is_some() {
         account::open(worker, entry);
     }
     match result {
