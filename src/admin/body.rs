@@ -1,6 +1,6 @@
 //! What an answer carries: a short text, or a stream that a blocking thread writes in chunks as the client takes them.
 //! Nothing large is ever held as a whole; a client that does not read holds up its own thread only, and that for
-//! [`STALL`] at most. A stream that fails breaks the connection off, so that half an answer never looks whole.
+//! `STALL` at most. A stream that fails breaks the connection off, so that half an answer never looks whole.
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};

@@ -1,9 +1,9 @@
 //! Addresses of workloads that the state knows by a host name only: looked up when a connection needs one.
 //!
 //! In: a name, and an address whose family is preferred. Out: one of its addresses, or why there is none. What was found is
-//! believed for [`FOUND_FOR`] (the system's resolver tells no time to live), that nothing was found for [`NOTHING_FOR`].
+//! believed for `FOUND_FOR` (the system's resolver tells no time to live), that nothing was found for `NOTHING_FOR`.
 //! Who asks for a name that is being looked up waits for that answer; the worker's resolver threads do the waiting,
-//! never the worker. Bounded: [`MOST_NAMES`] per worker, the caller's deadline, and [`WITHIN`] for the system.
+//! never the worker. Bounded: `MOST_NAMES` per worker, the caller's deadline, and `WITHIN` for the system.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
