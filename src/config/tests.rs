@@ -259,7 +259,8 @@ fn each_check_across_keys_names_its_place_and_a_way_out() {
 #[test]
 fn what_a_check_forbids_can_be_allowed() {
     for text in [
-        "listen: { outbound: off, inbound: off }\nidentity: { source: dev, dev: { folder: ca } }\n",
+        "listen: { outbound: off, inbound: off }\nidentity: { source: dev, dev: { folder: ca } }\n\
+         workload: { name: app, namespace: shop, serviceAccount: app }\n",
         "listen: { admin: \"[::]:15000\" }\nadmin: { allowRemote: true }\n",
         "listen: { admin: \"[::ffff:127.0.0.1]:15000\" }\n",
         "listen: { admin: \"127.3.2.1:15000\", socks5: \"[::1]:1080\" }\n",
@@ -348,8 +349,10 @@ fn the_demo_opens_socks5_and_tunnels_and_needs_no_privileges() {
     assert_eq!(settings.mesh.files, [PathBuf::from("/demo/mesh.yaml")]);
     let mesh: serde_json::Value = serde_yaml::from_str(demo::MESH).unwrap();
     assert_eq!(mesh["services"][0]["ports"]["80"], demo::ECHO_PORT);
-    let problems = given.env("ADIT__LISTEN__SOCKS5", "off").problems();
-    assert!(problems[0].starts_with("environment variable ADIT__LISTEN__SOCKS5: listen.socks5: "), "{problems:?}");
+    let without = given.env("ADIT__LISTEN__SOCKS5", "off");
+    assert_eq!(without.load().listen.socks5, None, "the door for tunnels is left");
+    let problems = without.env("ADIT__LISTEN__HBONE", "off").problems();
+    assert!(problems[0].contains("found every door for traffic off"), "{problems:?}");
 }
 
 #[test]

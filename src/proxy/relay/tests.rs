@@ -152,7 +152,7 @@ proptest! {
         let (all_up, all_down) = (up.concat(), down.concat());
         let lengths = (all_up.len() as u64, all_down.len() as u64);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        let exchanged = LocalSet::new().block_on(&runtime, timeout(LIMIT, async {
+        let exchange = async {
             let Between { client, server, entry, relay, .. } = between(zero_copy).await;
             let arrived = tokio::join!(
                 converse(client, up, at_client, all_down),
@@ -160,7 +160,8 @@ proptest! {
             );
             let outcome = relay.await.expect("relay");
             (arrived, outcome, (entry.bytes(Direction::Up), entry.bytes(Direction::Down)))
-        }));
+        };
+        let exchanged = LocalSet::new().block_on(&runtime, async { timeout(LIMIT, exchange).await });
         prop_assert_eq!(exchanged.expect("in time"), ((true, true), Outcome::Finished, lengths));
     }
 }
