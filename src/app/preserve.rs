@@ -40,10 +40,10 @@ pub(super) async fn prove(shared: &Shared, preserve: PreserveSource, first: bool
     let mut failed: Option<String> = None;
     let mut news = first;
     for (family, borrowed) in BORROWED.into_iter().enumerate() {
-        let result = match own_address(borrowed) {
-            Ok(Some(ourselves)) => attempt(shared, borrowed, ourselves).await,
+        let result = match pairs(borrowed) {
             // Nobody can reach this host by that family.
-            Ok(None) => continue,
+            Ok(pairs) if pairs.is_empty() => continue,
+            Ok(pairs) => attempt_any(shared, &pairs).await,
             Err(error) => Err(format!("our own addresses are not known: {error}")),
         };
         let before = shared.can_borrow_source[family].swap(result.is_ok(), Ordering::Relaxed);
@@ -74,21 +74,48 @@ pub(super) async fn keep_proving(shared: Arc<Shared>, preserve: PreserveSource) 
     }
 }
 
-/// An address of this host that others can reach, of the family of `other`: the one by which it would reach `other`, or
-/// any one where there is no route. None if it has none.
-fn own_address(other: IpAddr) -> io::Result<Option<IpAddr>> {
-    match source_to(other) {
-        Some(ip) => Ok(Some(ip)),
-        None => Ok(local::addresses()?.into_iter().find(|ip| ip.is_ipv4() == other.is_ipv4())),
+/// What to borrow, and the address of ours to connect to from there; one pair that works proves it. None if this host has
+/// no address of that family that others can reach.
+///
+/// Where there is no route to `borrowed`, its answers would not even be sent: then a neighbour of an address of ours stands
+/// in. If the rules are there, it never hears of it.
+fn pairs(borrowed: IpAddr) -> io::Result<Vec<(IpAddr, IpAddr)>> {
+    if let Some(ourselves) = source_to(borrowed) {
+        return Ok(vec![(borrowed, ourselves)]);
+    }
+    let own = local::addresses()?;
+    let first = own.iter().find(|ip| ip.is_ipv4() == borrowed.is_ipv4());
+    let Some(ourselves) = first.copied() else { return Ok(Vec::new()) };
+    let neighbours = [1, 2, 3].map(|bits| neighbour(ourselves, bits)).into_iter();
+    Ok(neighbours.filter(|ip| !own.contains(ip)).map(|ip| (ip, ourselves)).collect())
+}
+
+/// Some of these are no host's, by the network's length.
+fn neighbour(ip: IpAddr, bits: u8) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() ^ u32::from(bits)).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() ^ u128::from(bits)).into(),
     }
 }
 
+/// The address by which this host would reach `other`; none without a route.
 fn source_to(other: IpAddr) -> Option<IpAddr> {
     let domain = if other.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None).ok()?;
     socket.connect(&SocketAddr::new(other, 9).into()).ok()?;
     let ip = socket.local_addr().ok()?.as_socket()?.ip();
     (!local::is_loopback_or_link_local(ip)).then_some(ip)
+}
+
+async fn attempt_any(shared: &Shared, pairs: &[(IpAddr, IpAddr)]) -> Result<(), String> {
+    let mut result = Ok(());
+    for (borrowed, ourselves) in pairs {
+        result = attempt(shared, *borrowed, *ourselves).await;
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 async fn attempt(shared: &Shared, borrowed: IpAddr, ourselves: IpAddr) -> Result<(), String> {
