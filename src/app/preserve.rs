@@ -86,11 +86,12 @@ fn pairs(borrowed: IpAddr) -> io::Result<Vec<(IpAddr, IpAddr)>> {
     let own = local::addresses()?;
     let first = own.iter().find(|ip| ip.is_ipv4() == borrowed.is_ipv4());
     let Some(ourselves) = first.copied() else { return Ok(Vec::new()) };
-    let neighbours = [1, 2, 3].map(|bits| neighbour(ourselves, bits)).into_iter();
-    Ok(neighbours.filter(|ip| !own.contains(ip)).map(|ip| (ip, ourselves)).collect())
+    let neighbours = [3, 1].map(|bits| neighbour(ourselves, bits)).into_iter().filter(|ip| !own.contains(ip));
+    // The last one fails, and says why.
+    Ok(neighbours.chain([borrowed]).map(|ip| (ip, ourselves)).collect())
 }
 
-/// Some of these are no host's, by the network's length.
+/// Of these with 3 and 1, one at least is a host's, whatever the network's length.
 fn neighbour(ip: IpAddr, bits: u8) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() ^ u32::from(bits)).into(),
