@@ -44,6 +44,7 @@ fn every_help_shows_an_example() {
         "reload",
         "drain",
         "healthcheck",
+        "explain",
         "completions",
     ] {
         assert!(names.iter().any(|known| known == name), "{name} is not in {names:?}");

@@ -161,3 +161,54 @@ fn connections_are_listed_with_both_ends() {
         daemon.stop();
     });
 }
+
+/// The same connection, explained from the files and by the daemon that has read them.
+#[test]
+fn a_connection_is_explained_from_files_and_live() {
+    const POLICIES: &str = "policies:\n- { name: only-web, namespace: shop, scope: Namespace, action: Allow, dryRun: false, \
+         rules: [[[{ principals: [{ exact: cluster.local/ns/shop/sa/web }] }]]] }\n";
+    isolated(|| {
+        let lab = Lab::new();
+        let mesh = format!("{MESH}{POLICIES}");
+        let daemon = lab.adit(SETTINGS, &mesh);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let settings = folder.path().join("adit.yaml");
+        fs::write(folder.path().join("mesh.yaml"), &mesh).expect("our own folder");
+        fs::write(&settings, format!("{SETTINGS}mesh: {{ files: [mesh.yaml] }}\n")).expect("our own folder");
+        let config = ["--config", settings.to_str().expect("text")];
+        // (from, to, exit code, what is told)
+        let rows: [(&str, &str, i32, &[&str]); 4] = [
+            (
+                "10.77.0.3",
+                "10.99.0.1:80",
+                1,
+                &[
+                    "service shop/web.shop.svc.cluster.local, port 80 to 7000",
+                    "in the clear to 10.77.0.3:7000",
+                    "ALLOW shop/only-web (Namespace) does not match: rule 1, clause 1: principals",
+                    "verdict      refused: policy_denied: allow policies exist, but none allowed",
+                ],
+            ),
+            ("10.77.0.3", "10.77.0.2:80", 0, &["tunnel to 10.77.0.2:15008", "allowed by: shop/only-web"]),
+            ("10.77.0.3", "10.99.0.1:81", 1, &["no_service_port"]),
+            ("10.77.0.9", "192.0.2.1:443", 0, &["passed through", "verdict      allowed"]),
+        ];
+        for (from, to, code, told) in rows {
+            let asked = ["explain", "--from", from, "--to", to];
+            let offline = adit(&lab.adit, &[&asked[..], &config].concat());
+            let live = adit(&lab.adit, &[&asked[..], &["--live"]].concat());
+            for (way, said) in [("offline", &offline), ("live", &live)] {
+                assert_eq!(said.code, Some(code), "{way} {to}: {}{}", said.out, said.err);
+                for told in told {
+                    assert!(said.out.contains(told), "{way} {to}: no {told:?} in\n{}", said.out);
+                }
+            }
+            let document: serde_json::Value =
+                serde_json::from_str(&adit(&lab.adit, &[&asked[..], &config, &["--json"]].concat()).out).expect("JSON");
+            assert_eq!(document["verdict"]["allowed"], code == 0, "{document}");
+        }
+        let wrong = adit(&lab.adit, &["explain", "--from", "nowhere", "--to", "10.0.0.1:80"]);
+        assert_eq!(wrong.code, Some(64), "{}", wrong.err);
+        daemon.stop();
+    });
+}
