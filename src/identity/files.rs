@@ -9,8 +9,9 @@
 //! pair does not fit together, so it is refused and the old stays until the other half has come.
 //!
 //! Fails closed: what is missing or unreadable at the start means no credentials, never an empty trust store and never
-//! revocation off. Later, bad revocation lists keep the ones in force, and the rest is taken: loud, and no outage. Good
-//! lists and roots are handed on even if key and certificate are bad, or the roots are: no revocation waits for that.
+//! revocation off. Later, a bad file of revocation lists keeps what it said before in force, and the rest is taken, other
+//! such files included: loud, and no outage. Good lists and roots are handed on even if key and certificate are bad, or
+//! the roots are: no revocation waits for that.
 
 use std::collections::HashMap;
 use std::fs;
@@ -58,7 +59,9 @@ struct Reader {
     id: SpiffeId,
     /// What was last decided on.
     decided: Option<ContentHash>,
-    /// The last good lists.
+    /// What each file of revocation lists said when it was last good.
+    lists: HashMap<PathBuf, Arc<[u8]>>,
+    /// All of these.
     revoked: Option<Arc<RevocationSet>>,
     /// The last good roots.
     roots: Option<Vec<CertificateDer<'static>>>,
@@ -75,7 +78,7 @@ impl FilesSource {
     pub fn new(places: Places, id: SpiffeId, pace: Pace, mode: WatchMode) -> Self {
         let all = [&places.cert, &places.key].into_iter().chain(&places.roots).chain(&places.crls).cloned().collect();
         let (files, wakeups) = files::watch(all, BOUNDS, pace, mode);
-        let reader = Reader { files, places, id, decided: None, revoked: None, roots: None };
+        let reader = Reader { files, places, id, decided: None, lists: HashMap::new(), revoked: None, roots: None };
         Self { wakeups, pace, reader: Arc::new(Mutex::new(reader)) }
     }
 
@@ -158,14 +161,7 @@ impl Reader {
         self.decided = Some(scan.digest);
         let content = Content::of(scan);
         let mut faults: Vec<Fault> = open_to_others(&self.places.key).into_iter().collect();
-        let revoked = match self.read_lists(&content, now) {
-            Ok(revoked) => revoked,
-            Err(error) => {
-                let Some(kept) = &self.revoked else { return Err(error.into()) };
-                faults.push(Fault { reason: "crl", message: format!("{error}; the revocation lists in force stay") });
-                Arc::clone(kept)
-            }
-        };
+        let revoked = self.read_lists(&content, now, &mut faults)?;
         for list in revoked.expired(now) {
             let message = format!("the revocation list of {} has expired; it stays in force", list.issuer);
             faults.push(Fault { reason: "crl_expired", message });
@@ -219,23 +215,43 @@ impl Reader {
         Credentials::new(chain, &key, bundle, &self.id, now)
     }
 
-    /// The lists of all files; those in force rather than ones that are older and expired.
-    fn read_lists(&self, content: &Content, now: SystemTime) -> Result<Arc<RevocationSet>, CredentialsError> {
-        let files = self.places.crls.iter().map(|file| Ok((file.as_path(), content.bytes(file)?)));
-        let files = files.collect::<Result<Vec<_>, CredentialsError>>()?;
-        let read = RevocationSet::read(files)?;
+    /// The lists of all files, each as it is now or, if that is no good, as it was when it last was.
+    fn read_lists(
+        &mut self,
+        content: &Content,
+        now: SystemTime,
+        faults: &mut Vec<Fault>,
+    ) -> Result<Arc<RevocationSet>, CredentialsError> {
+        for file in &self.places.crls {
+            match self.read_list(file, content, now) {
+                Ok(bytes) => drop(self.lists.insert(file.clone(), bytes)),
+                // Of a file that never was good nothing is known, and that is not the same as nothing revoked.
+                Err(error) if !self.lists.contains_key(file) => return Err(error),
+                Err(error) => {
+                    let message = format!("{error}; the revocation lists that it held before stay in force");
+                    faults.push(Fault { reason: "crl", message });
+                }
+            }
+        }
+        let files = self.places.crls.iter().filter_map(|file| Some((file.as_path(), &**self.lists.get(file)?)));
+        Ok(Arc::new(RevocationSet::read(files)?))
+    }
+
+    /// One file of lists; not one whose lists have expired and are older than those in force.
+    fn read_list(&self, file: &Path, content: &Content, now: SystemTime) -> Result<Arc<[u8]>, CredentialsError> {
+        let bytes = content.bytes(file)?;
+        let read = RevocationSet::read([(file, &**bytes)])?;
         let newer = |list: &&ListFacts| {
             let known = self.revoked.iter().flat_map(|kept| &kept.facts);
             known.into_iter().any(|kept| kept.issuer == list.issuer && kept.this_update > list.this_update)
         };
         if let Some(list) = read.expired(now).find(newer) {
-            let file = self.places.crls.first().cloned().unwrap_or_default();
             return Err(CredentialsError::Unreadable {
-                file,
+                file: file.to_owned(),
                 error: format!("the list of {} has expired, and is older", list.issuer),
             });
         }
-        Ok(Arc::new(read))
+        Ok(Arc::clone(bytes))
     }
 }
 
@@ -265,8 +281,8 @@ impl Content {
         Self { bytes: bytes.collect(), errors: errors.collect() }
     }
 
-    fn bytes(&self, file: &Path) -> Result<&[u8], CredentialsError> {
-        self.bytes.get(file).map(|bytes| &**bytes).ok_or_else(|| {
+    fn bytes(&self, file: &Path) -> Result<&Arc<[u8]>, CredentialsError> {
+        self.bytes.get(file).ok_or_else(|| {
             let error = self.errors.get(file).cloned().unwrap_or_else(|| "it is not a file".to_owned());
             CredentialsError::Unreadable { file: file.to_owned(), error }
         })

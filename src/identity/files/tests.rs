@@ -162,6 +162,48 @@ async fn bad_revocation_lists_keep_the_old_in_force_and_are_loud() {
     assert_eq!((fetched.faults.len(), fetched.credentials.bundle().revoked.facts[0].revoked), (1, 1));
 }
 
+/// One broken file holds up no revocation that another one brings, and takes back none of its own.
+#[tokio::test]
+async fn each_file_of_revocation_lists_stands_for_itself() {
+    let (a, b) = (root("a"), root("b"));
+    let (own, first, second) = (leaf(&a, &id("web")), leaf(&a, &id("db")), leaf(&b, &id("db")));
+    let list = |root: &Authority, revoked: &[&Issued]| {
+        let serials: Vec<_> = revoked.iter().map(|it| crate::identity::fixture::serial(&it.certificate)).collect();
+        root.revoke(&serials, SystemTime::now(), DAY).unwrap()
+    };
+    for broken in [Some("nonsense"), None] {
+        let mut given = Given::new(true);
+        given.source.reader.lock().unwrap().places.crls.push(given.dir.path().join("second.pem"));
+        let at = |name: &str| given.dir.path().join(name);
+        let places = [at("tls.crt"), at("tls.key"), at("ca.crt"), at("crl.pem"), at("second.pem")].to_vec();
+        given.source.reader.lock().unwrap().files = files::watch(places, BOUNDS, PACE, WatchMode::Polling).0;
+        given.write_all(&a, &own);
+        given.write("ca.crt", &[a.certificate_pem(), b.certificate_pem()].concat());
+        given.write("crl.pem", &list(&a, &[&first]));
+        assert_eq!(given.serial().await, Err("unreadable"), "one that is missing at the start is never nothing");
+        given.write("second.pem", "nonsense");
+        assert_eq!(given.serial().await, Err("malformed"));
+        given.write("second.pem", &list(&b, &[]));
+        assert!(given.fetch().await.unwrap().faults.is_empty());
+        match broken {
+            Some(text) => given.write("crl.pem", text),
+            None => fs::remove_file(given.dir.path().join("crl.pem")).unwrap(),
+        }
+        given.write("second.pem", &list(&b, &[&second]));
+        let fetched = given.fetch().await.unwrap();
+        let bundle = Arc::clone(fetched.credentials.bundle());
+        let mut revoked: Vec<_> = bundle.revoked.facts.iter().map(|it| (it.issuer.as_str(), it.revoked)).collect();
+        revoked.sort_unstable();
+        assert_eq!(revoked, [("CN=a", 1), ("CN=b", 1)], "{broken:?}");
+        assert_eq!(fetched.faults.len(), 1, "{:?}", fetched.faults);
+        assert!(fetched.faults[0].message.contains("crl.pem"), "{:?}", fetched.faults);
+        given.write("crl.pem", &list(&a, &[]));
+        let fetched = given.fetch().await.unwrap();
+        assert!(fetched.faults.is_empty(), "{:?}", fetched.faults);
+        assert_eq!(fetched.credentials.bundle().revoked.facts.iter().map(|it| it.revoked).sum::<usize>(), 1);
+    }
+}
+
 #[tokio::test]
 async fn swapped_volumes_are_seen_every_time() {
     let a = root("a");
