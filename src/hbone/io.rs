@@ -56,7 +56,7 @@ pub use crate::hbone::io::outbound::QUEUE_BYTES;
 use crate::hbone::io::records::Keys;
 pub use crate::hbone::io::stream::{Handle, TlsStream};
 use crate::identity::tls::{TlsGeneration, no_name};
-use crate::identity::verify::PeerIdentity;
+use crate::identity::verify::{PeerIdentity, Usage};
 
 /// A connection whose peer is known.
 pub struct Handshaken {
@@ -77,12 +77,24 @@ pub struct Handshaken {
 /// Why the peer is refused, or has gone. It has been told, as far as that is possible, which takes a quarter of a second
 /// at most.
 pub async fn accept(socket: TcpStream, tls: &Arc<TlsGeneration>) -> Result<Handshaken, HandshakeError> {
+    accept_telling(socket, tls, &|_| {}).await
+}
+
+/// As [`accept`]; `tell` hears how far it has come, for whoever gives up on it.
+///
+/// # Errors
+/// As in [`accept`].
+pub async fn accept_telling(
+    socket: TcpStream,
+    tls: &Arc<TlsGeneration>,
+    tell: &dyn Fn(Phase),
+) -> Result<Handshaken, HandshakeError> {
     let mut config = Arc::clone(tls.server());
     if !config.enable_secret_extraction {
         Arc::make_mut(&mut config).enable_secret_extraction = true;
     }
     let side = UnbufferedServerConnection::new(config).map_err(|_detail| internal())?;
-    shake(socket, tls, Box::new(side), false).await
+    shake(socket, tls, Box::new(side), false, tell).await
 }
 
 /// Shakes hands with whom we connected to; `config` says who that may be. Deadline and errors as in [`accept`].
@@ -101,7 +113,7 @@ pub async fn connect(
         Arc::make_mut(&mut config).enable_secret_extraction = true;
     }
     let side = UnbufferedClientConnection::new(config, no_name()).map_err(|_detail| internal())?;
-    shake(socket, tls, Box::new(side), true).await
+    shake(socket, tls, Box::new(side), true, &|_| {}).await
 }
 
 async fn shake<S: Side>(
@@ -109,11 +121,12 @@ async fn shake<S: Side>(
     tls: &Arc<TlsGeneration>,
     side: Box<S>,
     is_client: bool,
+    tell: &dyn Fn(Phase),
 ) -> Result<Handshaken, HandshakeError> {
-    let (side, rest) = Shake::new(side).run(&mut socket).await?;
+    let (side, rest) = Shake::new(side, tell).run(&mut socket).await?;
     let state = side.state();
     let chain: Vec<_> = state.peer_certificates().unwrap_or_default().to_vec();
-    let peer = tls.peer(Some(&chain));
+    let peer = tls.peer(Some(&chain), if is_client { Usage::Server } else { Usage::Client });
     let agreed_protocol = state.alpn_protocol().is_some();
     let key_exchange = state.negotiated_key_exchange_group().map(|group| group.name());
     let Some(SupportedCipherSuite::Tls13(suite)) = state.negotiated_cipher_suite() else { return Err(internal()) };

@@ -10,6 +10,7 @@
 //! Has no deadline of its own: whoever shakes hands puts one around it. Fails closed. No library's words come out of it.
 //! Deliberately absent: what becomes of a request.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -26,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::settings::Tunnel as Limits;
-use crate::hbone::io::{self, Handle, HandshakeError, Handshaken};
+use crate::hbone::io::{self, Handle, HandshakeError, Handshaken, Phase};
 use crate::hbone::stream::Chunk;
 use crate::hbone::tunnel::{Driven, Meter, Metered, later};
 use crate::hbone::window::{Grant, Windows, configure_server};
@@ -55,6 +56,26 @@ pub enum ArrivalError {
     Gone,
 }
 
+/// How far a handshake has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    Tls(Phase),
+    /// TLS is complete; the preface and SETTINGS are awaited.
+    Http2,
+}
+
+impl Reached {
+    pub const START: Self = Self::Tls(Phase::Hello);
+
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tls(phase) => phase.name(),
+            Self::Http2 => "preface",
+        }
+    }
+}
+
 /// A request, and where its answer goes.
 pub struct Asked {
     pub request: Request<RecvStream>,
@@ -77,7 +98,7 @@ pub struct Proven {
     pub handle: Handle,
 }
 
-/// TLS first, then HTTP/2.
+/// TLS first, then HTTP/2. `reached` says at any time how far it has come.
 ///
 /// # Errors
 /// Why the peer is refused, or has gone.
@@ -86,8 +107,12 @@ pub async fn arrive(
     tls: &Arc<TlsGeneration>,
     limits: &Limits,
     windows: &Arc<Windows>,
+    reached: &Cell<Reached>,
 ) -> Result<(Proven, Arrival<impl AsyncRead + AsyncWrite + Unpin + use<>>), ArrivalError> {
-    let Handshaken { stream, peer, chain, .. } = Box::pin(io::accept(socket, tls)).await.map_err(ArrivalError::Tls)?;
+    let tell = |phase| reached.set(Reached::Tls(phase));
+    let shaken = Box::pin(io::accept_telling(socket, tls, &tell)).await;
+    let Handshaken { stream, peer, chain, .. } = shaken.map_err(ArrivalError::Tls)?;
+    reached.set(Reached::Http2);
     let handle = stream.handle();
     let arrival = Box::pin(speak(stream, limits, windows)).await?;
     Ok((Proven { peer, chain, handle }, arrival))

@@ -49,8 +49,11 @@ pub struct Credentials {
     id: SpiffeId,
     key: Arc<CertifiedKey>,
     chain: Vec<CertificateFacts>,
-    root: Root,
+    /// What the own chain ends at; not of the bundle if that has it no more.
+    root: KnownRoot,
     bundle: Arc<TrustBundle>,
+    /// Until when the bundle has a root that nobody wants there any more but the own chain.
+    notice: Option<SystemTime>,
     revoked: bool,
     digest: String,
 }
@@ -157,10 +160,13 @@ impl TrustBundle {
         both.map(|(root, anchor)| KnownRoot { root: Arc::clone(root), anchor: anchor.clone() })
     }
 
-    /// With one root of another bundle more.
-    fn and_root_of(&self, other: &Self, root: &Root) -> Self {
-        let more = other.known().filter(|known| known.root == *root);
-        Self::of_known(self.known().chain(more).collect(), Arc::clone(&self.revoked))
+    /// With one root more.
+    fn and(&self, root: &KnownRoot) -> Self {
+        Self::of_known(self.known().chain([root.clone()]).collect(), Arc::clone(&self.revoked))
+    }
+
+    fn known_root(&self, root: &Root) -> Result<KnownRoot, PeerError> {
+        self.known().find(|known| known.root == *root).ok_or(PeerError::UnknownIssuer)
     }
 
     #[must_use]
@@ -204,46 +210,50 @@ impl Credentials {
     ) -> Result<Self, Vec<CredentialsError>> {
         let Pair { certified, chain, id, mut wrong } = Pair::new(chain, key, expected, now).map_err(|it| vec![it])?;
         let dates_wrong = wrong.iter().any(|it| matches!(it, CredentialsError::Dates { .. }));
-        match own_chain(&certified.cert, &bundle, verify::unix(now), Look::OWN) {
+        let root = own_chain(&certified.cert, &bundle, verify::unix(now), Look::OWN);
+        match root.and_then(|root| bundle.known_root(&root)) {
             Ok(root) if wrong.is_empty() => {
-                return Ok(Self::of(id, Arc::new(certified), chain, root, bundle, verify::unix(now)));
+                return Ok(Self::of((id, Arc::new(certified), chain), root, (bundle, None), verify::unix(now)));
             }
             Ok(_) => {}
             // The dates of the leaf have said that already.
-            Err(PeerError::Expired { .. } | PeerError::NotYetValid { .. }) if dates_wrong => {}
+            Err(PeerError::Expired(_) | PeerError::NotYetValid(_)) if dates_wrong => {}
             Err(error) => wrong.push(CredentialsError::Chain { id, error }),
         }
         Err(wrong)
     }
 
     /// The same key and certificate with another bundle, for when no other certificate can be had. Dates play no part:
-    /// what has expired is checked at use. True: the bundle has no root for the own chain, so the root that it had
-    /// stays, beside the new ones.
+    /// what has expired is checked at use. If the bundle has no root for the own chain, the root that it had stays, beside
+    /// the new ones, until `until` at most ([`Self::notice`]); then it is only what the own chain is checked with.
     #[must_use]
-    pub fn with_bundle(&self, bundle: &Arc<TrustBundle>, now: SystemTime) -> (Self, bool) {
+    pub fn with_bundle(&self, bundle: &Arc<TrustBundle>, now: SystemTime, until: SystemTime) -> Self {
         let chain = &self.key.cert;
         let at = verify::while_valid(chain, now).unwrap_or_else(|| verify::unix(now));
-        let (root, bundle, orphan) = match own_chain(chain, bundle, at, Look::BARE) {
-            Ok(root) => (root, Arc::clone(bundle), false),
-            Err(_orphan) => (Arc::clone(&self.root), Arc::new(bundle.and_root_of(&self.bundle, &self.root)), true),
+        let root = own_chain(chain, bundle, at, Look::BARE).and_then(|root| bundle.known_root(&root));
+        let (root, trust) = match root {
+            Ok(root) => (root, (Arc::clone(bundle), None)),
+            Err(_orphan) => {
+                let until = self.notice.unwrap_or(until);
+                let trusted = if now < until { Arc::new(bundle.and(&self.root)) } else { Arc::clone(bundle) };
+                (self.root.clone(), (trusted, Some(until)))
+            }
         };
-        (Self::of(self.id.clone(), Arc::clone(&self.key), self.chain.clone(), root, bundle, at), orphan)
+        Self::of((self.id.clone(), Arc::clone(&self.key), self.chain.clone()), root, trust, at)
     }
 
     fn of(
-        id: SpiffeId,
-        key: Arc<CertifiedKey>,
-        chain: Vec<CertificateFacts>,
-        root: Root,
-        bundle: Arc<TrustBundle>,
+        (id, key, chain): (SpiffeId, Arc<CertifiedKey>, Vec<CertificateFacts>),
+        root: KnownRoot,
+        (bundle, notice): (Arc<TrustBundle>, Option<SystemTime>),
         at: UnixTime,
     ) -> Self {
-        let revoked = own_chain(&key.cert, &bundle, at, Look::AGAIN).is_err();
+        let revoked = own_chain(&key.cert, &bundle.and(&root), at, Look::AGAIN).is_err();
         let mut digest = Sha256::new();
         key.cert.iter().for_each(|der| digest.update(der));
         digest.update(bundle.digest());
         let digest = hex(&digest.finalize());
-        Self { id, key, chain, root, bundle, revoked, digest }
+        Self { id, key, chain, root, bundle, notice, revoked, digest }
     }
 
     #[must_use]
@@ -261,13 +271,19 @@ impl Credentials {
     #[must_use]
     pub fn leaf(&self) -> &CertificateFacts {
         // The constructor refuses an empty chain.
-        self.chain.first().unwrap_or(&self.root)
+        self.chain.first().unwrap_or(&self.root.root)
     }
 
     /// Which root the own chain ends at.
     #[must_use]
     pub const fn root(&self) -> &Root {
-        &self.root
+        &self.root.root
+    }
+
+    /// The bundle that came last has no root for the own chain: until when peers of that root are still let in.
+    #[must_use]
+    pub const fn notice(&self) -> Option<SystemTime> {
+        self.notice
     }
 
     #[must_use]
@@ -285,7 +301,13 @@ impl Credentials {
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         let ends = self.chain.iter().map(|certificate| certificate.validity.not_after);
-        ends.fold(self.root.validity.not_after, SystemTime::min)
+        ends.fold(self.root.root.validity.not_after, SystemTime::min)
+    }
+
+    /// Whether both mean the same, the end of a root that is on notice included.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.notice == other.notice
     }
 
     /// Equal digests, equal credentials (the key is the leaf's).

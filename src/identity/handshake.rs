@@ -3,16 +3,16 @@
 //!
 //! In: what a peer presents. Out: yes, or the alert that fits; and for the connection, who the peer is. A certificate is
 //! read once per generation: what was read is kept by the hash of what was presented (bounded), and the connection
-//! asks for it after the handshake. The chain itself is verified at every handshake. Fails closed.
+//! asks for it after the handshake; what was forgotten in between is verified again. The chain itself is verified at every handshake. Fails closed.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::verify_tls13_signature;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest as _, Sha256};
@@ -29,12 +29,13 @@ pub(super) const REMEMBERED: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Core {
     bundle: Arc<TrustBundle>,
+    now: Arc<dyn TimeProvider>,
     read: Mutex<HashMap<[u8; 32], Arc<PeerIdentity>>>,
 }
 
 impl Core {
-    pub(super) fn new(bundle: Arc<TrustBundle>) -> Self {
-        Self { bundle, read: Mutex::default() }
+    pub(super) fn new(bundle: Arc<TrustBundle>, now: Arc<dyn TimeProvider>) -> Self {
+        Self { bundle, now, read: Mutex::default() }
     }
 
     fn verify(
@@ -66,9 +67,13 @@ impl Core {
         self.read.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 
-    /// The peer whose handshake has succeeded; `presented` is what the connection says it presented.
-    pub(super) fn peer(&self, presented: &[CertificateDer<'_>]) -> Option<Arc<PeerIdentity>> {
-        self.known(key(presented))
+    /// The peer whose handshake has succeeded; `presented` is what the connection says it presented, `usage` what it is
+    /// to us. Others may have driven it out of what is remembered since it was verified.
+    pub(super) fn peer(&self, presented: &[CertificateDer<'_>], usage: Usage) -> Option<Arc<PeerIdentity>> {
+        self.known(key(presented)).or_else(|| {
+            let (leaf, intermediates) = presented.split_first()?;
+            self.verify(leaf, intermediates, self.now.current_time()?, usage).ok()
+        })
     }
 }
 
@@ -188,16 +193,14 @@ fn tls_error(error: PeerError, now: UnixTime) -> Error {
         PeerError::UnknownIssuer => CertificateError::UnknownIssuer,
         PeerError::Malformed => CertificateError::BadEncoding,
         PeerError::BadSignature => CertificateError::BadSignature,
-        PeerError::Expired { not_after, .. } => {
-            CertificateError::ExpiredContext { time: now, not_after: unix_of(not_after) }
+        PeerError::Expired(dated) => {
+            PeerError::keep(dated);
+            CertificateError::ExpiredContext { time: now, not_after: unix(dated.validity.not_after) }
         }
-        PeerError::NotYetValid { not_before, .. } => {
-            CertificateError::NotValidYetContext { time: now, not_before: unix_of(not_before) }
+        PeerError::NotYetValid(dated) => {
+            PeerError::keep(dated);
+            CertificateError::NotValidYetContext { time: now, not_before: unix(dated.validity.not_before) }
         }
         _ => CertificateError::Other(OtherError(Arc::new(error))),
     })
-}
-
-fn unix_of(text: &str) -> UnixTime {
-    unix(humantime::parse_rfc3339(text).unwrap_or(UNIX_EPOCH))
 }

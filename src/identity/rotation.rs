@@ -17,15 +17,16 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::identity::credentials::{Credentials, CredentialsError, KnownRoot, TrustBundle};
+use crate::identity::credentials::{Credentials, CredentialsError, TrustBundle};
 use crate::identity::failures::HandshakeFailures;
 use crate::identity::peers::Peers;
 use crate::identity::schedule::{back_off, renew_at};
 use crate::identity::source::{Fault, FetchError, Fetched, Source};
 use crate::identity::spiffe::TrustDomain;
-use crate::identity::status::{Failure, IdentityMetrics, IdentityStatus, RetiredRoot};
+use crate::identity::status::{Failure, IdentityMetrics, IdentityStatus, end_of, retired};
 use crate::identity::tls::{Clock, TlsGeneration};
 use crate::lifecycle::{Lifecycle, Phase, Readiness};
+use crate::telemetry::text::Rfc3339;
 
 /// The name of the readiness blocker.
 pub const BLOCKER: &str = "identity";
@@ -35,7 +36,6 @@ const TICK: Duration = Duration::from_secs(10);
 const REPEAT: Duration = Duration::from_secs(60);
 /// A fetch that was asked for by hand comes no sooner after another.
 const ASKED_APART: Duration = Duration::from_secs(1);
-const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// A source may take no longer.
 const FETCH_WITHIN: Duration = Duration::from_secs(30);
 
@@ -230,7 +230,7 @@ impl Rotator {
     fn take(&mut self, Fetched { credentials, faults }: Fetched) {
         let before = Arc::clone(&self.status.borrow());
         self.note(faults);
-        let same = before.credentials.as_ref().is_some_and(|known| known.digest() == credentials.digest());
+        let same = before.credentials.as_ref().is_some_and(|known| known.is_same(&credentials));
         if same {
             self.settle(&credentials);
         } else if let Err(error) = self.publish(&before, Arc::new(credentials)) {
@@ -248,13 +248,10 @@ impl Rotator {
     fn trust(&mut self, bundle: &Arc<TrustBundle>, mut faults: Vec<Fault>) {
         let before = Arc::clone(&self.status.borrow());
         if let Some(old) = &before.credentials {
-            let (made, orphan) = old.with_bundle(bundle, self.now());
-            if orphan {
-                let root = &old.root().subject;
-                let message = format!("no new root has signed the certificate in force; its root {root} stays trusted");
-                faults.push(Fault { reason: "roots", message });
-            }
-            if made.digest() != old.digest()
+            let now = self.now();
+            let made = old.with_bundle(bundle, now, end_of(self.terms.root_grace, now));
+            faults.extend(made.notice().map(|until| orphaned(&made, until, now)));
+            if !made.is_same(old)
                 && let Err(error) = self.publish(&before, Arc::new(made))
             {
                 self.fail(&error);
@@ -318,7 +315,12 @@ impl Rotator {
         let now = self.now();
         let failures = self.status.borrow().failures.saturating_add(1);
         let repeated = self.last_error.replace(error.clone()).is_some_and(|last| error.repeats(&last));
-        let wait = back_off(failures, (self.terms.jitter)());
+        let mut wait = back_off(failures, (self.terms.jitter)());
+        // The next look takes the root away that is on notice.
+        let notice = self.status.borrow().credentials.as_ref().and_then(|credentials| credentials.notice());
+        if let Some(left) = notice.and_then(|until| until.duration_since(now).ok()).filter(|left| !left.is_zero()) {
+            wait = wait.min(left);
+        }
         self.retry_at = Some(Instant::now() + wait);
         let reason = error.reason();
         let keeps = self.status.borrow().credentials.is_some();
@@ -376,17 +378,12 @@ impl Rotator {
     }
 }
 
-/// Roots that were trusted and no longer are, with what is left of earlier ones.
-fn retired(before: &IdentityStatus, now_used: &Credentials, now: SystemTime, grace: Duration) -> Vec<RetiredRoot> {
-    let trusted = now_used.bundle().roots();
-    let gone = before.credentials.iter().flat_map(|credentials| credentials.bundle().known());
-    // A grace that no clock can count is a century.
-    let until = now.checked_add(grace).unwrap_or(now + CENTURY);
-    let gone = gone.map(|KnownRoot { root, anchor }| RetiredRoot { root, until, anchor });
-    let mut retired: Vec<RetiredRoot> =
-        before.retired.iter().cloned().chain(gone).filter(|retired| !trusted.contains(&retired.root)).collect();
-    retired.retain(|retired| retired.until >= now);
-    retired
+/// The own certificate's root is not among the new ones.
+fn orphaned(made: &Credentials, until: SystemTime, now: SystemTime) -> Fault {
+    let (root, until_text) = (&made.root().subject, Rfc3339(until));
+    let trusted = if now < until { "stays trusted until" } else { "has not been trusted since" };
+    let message = format!("no new root has signed the certificate in force; its root {root} {trusted} {until_text}");
+    Fault { reason: "roots", message }
 }
 
 #[cfg(test)]

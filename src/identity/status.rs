@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::identity::certificate::CertificateFacts;
-use crate::identity::credentials::{Credentials, Root};
+use crate::identity::credentials::{Credentials, KnownRoot, Root};
 use crate::identity::failures::HandshakeFailures;
 use crate::identity::peers::Peers;
 use crate::identity::source::Fault;
 use crate::telemetry::family;
 use crate::telemetry::text::Rfc3339;
+
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A root that is no longer trusted for new connections; what still lives may do so until then.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,32 @@ pub struct RetiredRoot {
     pub root: Root,
     pub until: SystemTime,
     pub(super) anchor: TrustAnchor<'static>,
+}
+
+/// When a grace that begins now ends; one that no clock can count is a century.
+pub(super) fn end_of(grace: Duration, now: SystemTime) -> SystemTime {
+    now.checked_add(grace).unwrap_or(now + CENTURY)
+}
+
+/// Roots that were trusted and no longer are, with what is left of earlier ones. One that was on notice has had its grace.
+pub(super) fn retired(
+    before: &IdentityStatus,
+    now_used: &Credentials,
+    now: SystemTime,
+    grace: Duration,
+) -> Vec<RetiredRoot> {
+    let trusted = now_used.bundle().roots();
+    let until = end_of(grace, now);
+    let gone = before.credentials.iter().flat_map(|credentials| {
+        credentials.bundle().known().map(move |KnownRoot { root, anchor }| {
+            let notice = credentials.notice().filter(|_| root == *credentials.root());
+            RetiredRoot { root, until: notice.unwrap_or(until), anchor }
+        })
+    });
+    let mut retired: Vec<RetiredRoot> =
+        before.retired.iter().cloned().chain(gone).filter(|retired| !trusted.contains(&retired.root)).collect();
+    retired.retain(|retired| retired.until >= now);
+    retired
 }
 
 /// The last failure to get credentials.

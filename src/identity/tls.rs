@@ -80,8 +80,8 @@ impl TlsGeneration {
         accepted: Arc<[TrustDomain]>,
         clock: &Clock,
     ) -> Result<Self, TlsError> {
-        let core = Arc::new(Core::new(Arc::clone(credentials.bundle())));
         let time: Arc<dyn TimeProvider> = Arc::new(Time(Arc::clone(clock)));
+        let core = Arc::new(Core::new(Arc::clone(credentials.bundle()), Arc::clone(&time)));
         let key = credentials.certified_key();
         let verifier = Arc::new(WorkloadVerifier { core: Arc::clone(&core), accepted: Arc::clone(&accepted) });
         let mut server = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&time))
@@ -93,6 +93,8 @@ impl TlsGeneration {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.ignore_client_order = true;
+        // Records are sealed and opened outside of the library. Set here once: to set it later is to copy all of this.
+        server.enable_secret_extraction = true;
         let nobody = Arc::new(TargetVerifier { core: Arc::clone(&core), wanted: [].into() });
         let mut client = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), time)
             .with_protocol_versions(&[&version::TLS13])
@@ -103,6 +105,7 @@ impl TlsGeneration {
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
+        client.enable_secret_extraction = true;
         let formerly = TrustBundle::of_known(Vec::new(), Arc::clone(&credentials.bundle().revoked));
         let retired = [].into();
         let (server, judged) = (Arc::new(server), Mutex::default());
@@ -202,11 +205,11 @@ impl TlsGeneration {
         Arc::new(config)
     }
 
-    /// Who is at the other end of a connection whose handshake is complete: `presented` is its `peer_certificates()`.
-    /// Ask right after the handshake; nothing means that the connection must be refused.
+    /// Who is at the other end of a connection whose handshake is complete: `presented` is its `peer_certificates()`,
+    /// `usage` what it is to us. Ask right after the handshake; nothing means that the connection must be refused.
     #[must_use]
-    pub fn peer(&self, presented: Option<&[CertificateDer<'_>]>) -> Option<Arc<PeerIdentity>> {
-        self.core.peer(presented?)
+    pub fn peer(&self, presented: Option<&[CertificateDer<'_>]>, usage: Usage) -> Option<Arc<PeerIdentity>> {
+        self.core.peer(presented?, usage)
     }
 }
 

@@ -5,6 +5,8 @@
 //! a [`PeerError`]. Fails closed. Host names play no part. Deliberately absent: OCSP, fetching anything; who of those that
 //! verify is wanted (`handshake`).
 
+use std::cell::Cell;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -37,10 +39,10 @@ pub enum PeerError {
     Malformed,
     #[error(transparent)]
     Leaf(#[from] LeafError),
-    #[error("a certificate expired at {not_after}, and now it is {now}")]
-    Expired { not_after: String, now: String },
-    #[error("a certificate is not valid before {not_before}, and now it is {now}")]
-    NotYetValid { not_before: String, now: String },
+    #[error("{0}")]
+    Expired(Box<Dated>),
+    #[error("{0}")]
+    NotYetValid(Box<Dated>),
     #[error("no trusted root has signed it")]
     UnknownIssuer,
     #[error("a certificate of the chain is revoked")]
@@ -53,6 +55,25 @@ pub enum PeerError {
     TrustDomain { presented: SpiffeId, accepted: String },
     #[error("it is {presented}, and wanted is {wanted}")]
     NotWanted { presented: SpiffeId, wanted: String },
+}
+
+/// A certificate whose dates do not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dated {
+    /// Whose chain it is in, as far as the leaf says.
+    pub id: Option<SpiffeId>,
+    /// Which of the chain: leaf, intermediate, root.
+    pub which: &'static str,
+    pub validity: Validity,
+    pub now: SystemTime,
+}
+
+impl fmt::Display for Dated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, which, validity, now } = self;
+        let id = id.as_ref().map_or("an unknown identity", SpiffeId::as_str);
+        write!(f, "the {which} certificate of {id} is {}, and now it is {}", validity.words(), Rfc3339(*now))
+    }
 }
 
 /// What the peer is to us.
@@ -71,8 +92,8 @@ impl PeerError {
         match self {
             Self::Malformed => "malformed",
             Self::Leaf(_) => "no_identity",
-            Self::Expired { .. } => "expired",
-            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::Expired(_) => "expired",
+            Self::NotYetValid(_) => "not_yet_valid",
             Self::UnknownIssuer => "unknown_issuer",
             Self::Revoked => "revoked",
             Self::BadSignature => "bad_signature",
@@ -92,14 +113,34 @@ impl PeerError {
             Error::InvalidCertificate(CertificateError::BadEncoding) => Some(Self::Malformed),
             Error::InvalidCertificate(CertificateError::BadSignature) => Some(Self::BadSignature),
             Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
-                Some(Self::Expired { not_after: shown(*not_after), now: shown(*time) })
+                let validity = Validity { not_before: UNIX_EPOCH, not_after: system(*not_after) };
+                Some(Self::Expired(dated(validity, system(*time))))
             }
             Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
-                Some(Self::NotYetValid { not_before: shown(*not_before), now: shown(*time) })
+                let validity = Validity { not_before: system(*not_before), not_after: system(*not_before) };
+                Some(Self::NotYetValid(dated(validity, system(*time))))
             }
             _ => None,
         }
     }
+
+    /// The library's error for dates has room for one of them, and no other makes it tell the peer what is wrong: the rest is
+    /// kept for [`Self::of`], which whoever drives the handshake calls next, on the same thread.
+    pub(super) fn keep(dated: &Dated) {
+        DATED.set(Some(dated.clone()));
+    }
+}
+
+thread_local! {
+    static DATED: Cell<Option<Dated>> = const { Cell::new(None) };
+}
+
+/// What was kept, if it is about these dates.
+fn dated(validity: Validity, now: SystemTime) -> Box<Dated> {
+    let fits =
+        |kept: &Dated| kept.validity.not_after == validity.not_after || kept.validity.not_before == validity.not_before;
+    let kept = DATED.take().filter(fits);
+    Box::new(kept.unwrap_or(Dated { id: None, which: "presented", validity, now }))
 }
 
 pub(super) fn unix(time: SystemTime) -> UnixTime {
@@ -108,10 +149,6 @@ pub(super) fn unix(time: SystemTime) -> UnixTime {
 
 fn system(time: UnixTime) -> SystemTime {
     UNIX_EPOCH + std::time::Duration::from_secs(time.as_secs())
-}
-
-fn shown(time: UnixTime) -> String {
-    Rfc3339(system(time)).to_string()
 }
 
 /// Which root a leaf's chain ends at, whatever is revoked; an authority's own certificate is looked for in the bundle.
@@ -201,20 +238,44 @@ pub(super) fn chain_to_root(
             revocation,
             Some(&in_date),
         );
-        let path = path.map_err(|error| of_webpki(&error))?;
+        let path = path.map_err(|error| of_path(&error, leaf, intermediates, bundle))?;
         let root = index_of(path.anchor()).and_then(|index| bundle.roots().get(index));
         root.cloned().ok_or(PeerError::UnknownIssuer)
     };
     if look.revoked { bundle.revoked.with_options(verify) } else { verify(None) }
 }
 
+/// Dates by the certificate that they are of.
+fn of_path(
+    error: &webpki::Error,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+) -> PeerError {
+    use webpki::Error as E;
+    let find = |now: UnixTime, fits: &dyn Fn(&Validity) -> bool| {
+        let above = intermediates.iter().filter_map(CertificateFacts::validity_of).map(|it| ("intermediate", it));
+        let roots = bundle.roots().iter().map(|root| ("root", root.validity));
+        let all = CertificateFacts::validity_of(leaf).map(|it| ("leaf", it)).into_iter().chain(above).chain(roots);
+        let (which, validity) = all.into_iter().find(|(_, validity)| fits(validity))?;
+        let id = CertificateFacts::of(leaf).ok().and_then(|facts| facts.spiffe_id().ok());
+        Some(Box::new(Dated { id, which, validity, now: system(now) }))
+    };
+    let dated = match error {
+        E::CertExpired { time, not_after } => {
+            find(*time, &|it| it.not_after == system(*not_after)).map(PeerError::Expired)
+        }
+        E::CertNotValidYet { time, not_before } => {
+            find(*time, &|it| it.not_before == system(*not_before)).map(PeerError::NotYetValid)
+        }
+        _ => None,
+    };
+    dated.unwrap_or_else(|| of_webpki(error))
+}
+
 fn of_webpki(error: &webpki::Error) -> PeerError {
     use webpki::Error as E;
     match error {
-        E::CertExpired { time, not_after } => PeerError::Expired { not_after: shown(*not_after), now: shown(*time) },
-        E::CertNotValidYet { time, not_before } => {
-            PeerError::NotYetValid { not_before: shown(*not_before), now: shown(*time) }
-        }
         E::CertRevoked => PeerError::Revoked,
         E::UnknownIssuer => PeerError::UnknownIssuer,
         E::BadDer | E::BadDerTime | E::TrailingData(_) | E::MalformedExtensions => PeerError::Malformed,

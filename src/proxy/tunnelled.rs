@@ -29,7 +29,7 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use crate::config::Settings;
 use crate::hbone::Tunnel;
-use crate::hbone::server::{Arrival, ArrivalError, Proven, arrive as shake_hands};
+use crate::hbone::server::{Arrival, ArrivalError, Proven, Reached, arrive as shake_hands};
 use crate::hbone::tunnel::{About, Pulse, Wire, drive};
 use crate::identity::verify::Usage;
 use crate::identity::{TlsGeneration, failures};
@@ -97,6 +97,27 @@ enum Step {
     Shaking,
 }
 
+/// Where a handshake is.
+struct Progress {
+    step: Cell<Step>,
+    reached: Cell<Reached>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { step: Cell::new(Step::Credentials), reached: Cell::new(Reached::START) }
+    }
+
+    /// The phase that a failure which names none has come in.
+    fn name(&self, failure: Failure) -> Failure {
+        let detail = match self.step.get() {
+            Step::Credentials => None,
+            Step::Shaking => Some(format!("phase: {}", self.reached.get().name()).into()),
+        };
+        Failure { detail: failure.detail.or(detail), ..failure }
+    }
+}
+
 /// Takes a socket of the door.
 pub fn arrive(worker: &Rc<Worker>, accepted: Accepted<TcpStream>) {
     let Accepted { door, stream, peer, admitted, lent } = accepted;
@@ -162,16 +183,17 @@ async fn long_closed(worker: &Worker) {
 async fn serve(worker: Rc<Worker>, arrived: Arrived, deadline: tokio::time::Instant, slot: Slot) {
     let Arrived { stream, from } = arrived;
     let local = stream.local_addr().map_or(from.peer.socket_addr(), canonical);
-    let step = Cell::new(Step::Credentials);
-    // The handshake owns the socket; who has to make room, or is too late, is reset by this one.
-    let spare = SockRef::from(&stream).try_clone().ok();
+    let progress = Progress::new();
+    // The handshake owns the socket; who has to make room, or is too late, is reset by this one. Without a descriptor to
+    // spare it goes without.
+    let spare = worker.shared.budget.take(1).and_then(|lent| Some((SockRef::from(&stream).try_clone().ok()?, lent)));
     let result = {
         // Boxed, and gone before the tunnel lives.
-        let mut work = Box::pin(handshake(&worker, stream, &from.settings, &step));
+        let mut work = Box::pin(handshake(&worker, stream, &from.settings, &progress));
         let paced = Paced { work: work.as_mut(), pace: &worker.handshakes.pace };
         tokio::select! {
             biased;
-            result = timeout_at(deadline, paced.run()) => result.unwrap_or_else(|_elapsed| Err(late(step.get()))),
+            result = timeout_at(deadline, paced.run()) => result.unwrap_or_else(|_elapsed| Err(late(progress.step.get()))),
             () = long_closed(&worker) => Err(Failure::from(CloseReason::Drain)),
             () = worker.shared.handshakes.make_room(from.settings.tunnel.handshake_timeout) => {
                 Err(Failure::from(CloseReason::HandshakeShed))
@@ -181,7 +203,7 @@ async fn serve(worker: Rc<Worker>, arrived: Arrived, deadline: tokio::time::Inst
     drop(slot);
     let given_up = [CloseReason::HandshakeShed, CloseReason::HandshakeTimeout];
     if matches!(&result, Err(failure) if given_up.contains(&failure.reason))
-        && let Some(spare) = &spare
+        && let Some((spare, _lent)) = &spare
     {
         // Where it fails the end is a FIN, which nobody takes for a handshake either.
         let _ = spare.set_linger(Some(Duration::ZERO));
@@ -193,7 +215,7 @@ async fn serve(worker: Rc<Worker>, arrived: Arrived, deadline: tokio::time::Inst
             Box::pin(live(&worker, &settings, (from.peer, local), &generation, proven, arrival)).await;
         }
         Err(failure) => {
-            failed(&worker, &from, failure);
+            failed(&worker, &from, progress.name(failure));
             worker.handshakes.done();
         }
     }
@@ -215,7 +237,7 @@ impl std::convert::From<CloseReason> for Failure {
             CloseReason::HandshakeGone => "closed",
             CloseReason::HandshakeTimeout => "timeout",
             CloseReason::HandshakeShed => "limit",
-            CloseReason::NoIdentity => "no_credentials",
+            CloseReason::HandshakeUnready => "no_credentials",
             CloseReason::PrefaceFailed => "protocol",
             _ => "other",
         };
@@ -225,7 +247,7 @@ impl std::convert::From<CloseReason> for Failure {
 
 fn late(step: Step) -> Failure {
     match step {
-        Step::Credentials => CloseReason::NoIdentity.into(),
+        Step::Credentials => CloseReason::HandshakeUnready.into(),
         Step::Shaking => CloseReason::HandshakeTimeout.into(),
     }
 }
@@ -234,11 +256,12 @@ async fn handshake(
     worker: &Worker,
     stream: TcpStream,
     settings: &Settings,
-    step: &Cell<Step>,
+    progress: &Progress,
 ) -> Result<(Arc<TlsGeneration>, Proven, Arrival<impl AsyncRead + AsyncWrite + Unpin + use<>>), Failure> {
-    let Some(generation) = credentials(worker).await else { return Err(CloseReason::NoIdentity.into()) };
-    step.set(Step::Shaking);
-    let arrived = shake_hands(stream, &generation, &settings.tunnel, &worker.shared.windows).await;
+    let Some(generation) = credentials(worker).await else { return Err(CloseReason::HandshakeUnready.into()) };
+    progress.step.set(Step::Shaking);
+    let windows = &worker.shared.windows;
+    let arrived = shake_hands(stream, &generation, &settings.tunnel, windows, &progress.reached).await;
     let (proven, arrival) = arrived.map_err(|error| why(&error))?;
     Ok((generation, proven, arrival))
 }

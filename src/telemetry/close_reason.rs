@@ -145,6 +145,8 @@ close_reasons! {
     HandshakeTimeout = "handshake_timeout", Downstream, Accept, TlsFailure, "tls handshake error: not complete in time";
     /// `limits.handshakes`: its time was over before its turn came.
     HandshakeShed = "handshake_shed", Proxy, Accept, TlsFailure, "tls handshake error: too many at the same time";
+    /// There was no certificate of our own that could be used, and none came in time.
+    HandshakeUnready = "handshake_unready", Proxy, Accept, Identity, "identity error: no usable certificate of our own";
     PrefaceFailed = "preface_failed", Downstream, Accept, H2Handshake, "http2 handshake failed";
     /// The client went away before its request was complete.
     DownstreamGone = "downstream_gone", Downstream, Connect, Connect, "client disconnected before the destination answered";

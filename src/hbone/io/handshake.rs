@@ -66,8 +66,10 @@ side!(UnbufferedClientConnection, ClientConnectionData);
 side!(UnbufferedServerConnection, ServerConnectionData);
 
 /// A handshake in progress.
-pub(super) struct Shake<S> {
+pub(super) struct Shake<'a, S> {
     side: Box<S>,
+    /// Hears how far it has come.
+    tell: &'a dyn Fn(Phase),
     received: Vec<u8>,
     /// How much of `received` are whole records that the library has been given.
     whole: usize,
@@ -83,9 +85,9 @@ enum Next {
     Failed(Cause),
 }
 
-impl<S: Side> Shake<S> {
-    pub(super) const fn new(side: Box<S>) -> Self {
-        Self { side, received: Vec::new(), whole: 0, given: 0, to_send: Vec::new() }
+impl<'a, S: Side> Shake<'a, S> {
+    pub(super) const fn new(side: Box<S>, tell: &'a dyn Fn(Phase)) -> Self {
+        Self { side, tell, received: Vec::new(), whole: 0, given: 0, to_send: Vec::new() }
     }
 
     /// Shakes hands. On success all of ours has been sent.
@@ -114,6 +116,7 @@ impl<S: Side> Shake<S> {
                 self.send(socket).await?;
                 return if is_used_up { Ok(()) } else { Err(Cause::Protocol) };
             }
+            (self.tell)(self.phase());
             while !self.offer() {
                 self.send(socket).await?;
                 self.receive(socket).await?;

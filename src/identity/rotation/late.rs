@@ -195,6 +195,44 @@ async fn the_own_root_stays_until_the_own_leaf_has_moved() {
     assert!(given.tls().grace_until(&given.status().retired[1].root).is_some());
 }
 
+/// For peers such a root has the grace of any other that was removed; our own chain is still checked with it.
+#[tokio::test]
+async fn the_own_root_is_trusted_for_peers_for_its_grace_only() {
+    let (a, b) = (root("a"), root("b"));
+    let (own, from_a, new) = (leaf(&a, &id("web")), leaf(&a, &id("x")), leaf(&b, &id("web")));
+    let (ahead, ahead_reader) = watch::channel(Duration::ZERO);
+    let clock: Clock = Arc::new(move || SystemTime::now() + *ahead_reader.borrow());
+    // In this order the roots in force are the same before and after.
+    let mut given = Given::at(clock, &a, &[&b, &a], &own).await;
+    given.write_roots(&[&b]);
+    given.fetch().await;
+    let until = given.tls().credentials.notice().unwrap();
+    let handshake = |given: &Given| given.tls().peer(Some(std::slice::from_ref(&from_a.certificate)), Usage::Client);
+    for minutes in [0, 1, 2, 3, 4, 5, 30, 40, 50, 59] {
+        ahead.send_replace(Duration::from_secs(minutes * 60));
+        given.fetch().await;
+        assert_eq!((given.roots().len(), given.tls().credentials.notice()), (2, Some(until)), "{minutes} min");
+        assert!(handshake(&given).is_some() && matches!(given.judge(&from_a), Verdict::Good { .. }));
+    }
+    let again = given.rotator.retry_at.unwrap().saturating_duration_since(Instant::now());
+    assert!(again <= Duration::from_secs(60), "the end of its time is not slept through: {again:?}");
+    ahead.send_replace(Duration::from_secs(3601));
+    for _ in 0..2 {
+        given.fetch().await;
+        assert_eq!((given.roots(), given.own_serial()), (vec!["CN=b".to_owned()], shown_serial(&own)));
+        assert!(handshake(&given).is_none());
+        assert!(matches!(given.judge(&from_a), Verdict::RootRemoved { until } if until <= given.rotator.now()));
+        assert_eq!(given.blocked(), None, "it can still be shown to those who have the old roots");
+        let message = given.status().faults[0].message.clone();
+        assert!(message.contains("CN=a has not been trusted since"), "{message}");
+    }
+    given.write("tls.crt", &new.certificate_pem);
+    given.write("tls.key", &new.key_pem);
+    given.fetch().await;
+    assert_eq!((given.own_serial(), given.tls().credentials.notice()), (shown_serial(&new), None));
+    assert!(given.status().faults.is_empty());
+}
+
 #[tokio::test]
 async fn bad_roots_keep_the_old_ones_and_hold_up_no_revocation() {
     let a = root("a");

@@ -68,13 +68,19 @@ fn both_sides_know_each_other_and_nothing_is_resumed() {
     let (web, db) = (generation(&a, &[&a], "web", &[], &clock), generation(&a, &[&a], "db", &[], &clock));
     for _ in 0..2 {
         let (mut client, mut server) = meet(&web, &db, &["other", "db"]).unwrap();
-        let seen = db.peer(server.peer_certificates()).unwrap();
+        let seen = db.peer(server.peer_certificates(), Usage::Client).unwrap();
         assert_eq!(
             (&seen.id, &seen.root, &seen.serial),
             (&id("web"), web.credentials.root(), &web.credentials.leaf().serial)
         );
-        assert_eq!(web.peer(client.peer_certificates()).unwrap().id, id("db"));
-        assert!(Arc::ptr_eq(&seen, &db.peer(server.peer_certificates()).unwrap()), "read once");
+        assert_eq!(web.peer(client.peer_certificates(), Usage::Server).unwrap().id, id("db"));
+        assert!(Arc::ptr_eq(&seen, &db.peer(server.peer_certificates(), Usage::Client).unwrap()), "read once");
+        // Nobody remembers it there, as when thousands of others came between the verification and this question.
+        let forgetful = generation(&a, &[&a], "db", &[], &clock);
+        assert_eq!(*forgetful.peer(server.peer_certificates(), Usage::Client).unwrap(), *seen);
+        let b = root("b");
+        let stranger = generation(&b, &[&b], "db", &[], &clock);
+        assert_eq!(stranger.peer(server.peer_certificates(), Usage::Client), None);
         for connection in [&Connection::from(client), &Connection::from(server)] {
             assert_eq!(connection.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
             assert_eq!(connection.alpn_protocol(), Some(ALPN));
@@ -120,6 +126,30 @@ fn whom_to_refuse() {
     let earlier: Clock = Arc::new(|| SystemTime::now() - DAY * 2);
     let early = generation(&a, &[&a], "db", &[], &earlier);
     assert_eq!(refusal(meet(&web, &early, &["db"])), ("server", "not_yet_valid"));
+}
+
+/// Whose certificate, which of the chain, and from when until when: without them nobody knows which clock to look at.
+#[test]
+fn dates_that_do_not_hold_are_named_with_their_certificate() {
+    let a = root("a");
+    let hour = Duration::from_secs(3600);
+    let (middle, _) = a.intermediate("middle", SystemTime::now(), hour).unwrap();
+    let web = id("web");
+    let made = credentials(&leaf(&middle, &web), &[&middle], bundle(&[&a], Arc::default()), &web).unwrap();
+    let [leaf, above] = made.chain() else { panic!("two certificates") };
+    let (leaf, above) = (leaf.validity.words(), above.validity.words());
+    let web = TlsGeneration::new(1, Arc::new(made), domains(&["cluster.local"]), &system_clock()).unwrap();
+    for (ahead, which, words) in [(hour * 2, "intermediate", above), (DAY * 2, "leaf", leaf)] {
+        let clock: Clock = Arc::new(move || SystemTime::now() + ahead);
+        let late = generation(&a, &[&a], "db", &[], &clock);
+        let (side, error) = meet(&web, &late, &["db"]).map(|_| ()).unwrap_err();
+        let said = PeerError::of(&error).unwrap().to_string();
+        let want =
+            format!("the {which} certificate of spiffe://cluster.local/ns/default/sa/web is {words}, and now it is ");
+        assert!(side == "server" && said.starts_with(&want), "{said}");
+        let again = PeerError::of(&error).unwrap().to_string();
+        assert!(again.starts_with("the presented certificate of an unknown identity"), "kept once only: {again}");
+    }
 }
 
 /// Nothing of what was built remembers that it had expired once.
@@ -346,4 +376,12 @@ fn generation_of(authority: &Authority, issued: &Issued, name: &str) -> TlsGener
     let id = id(name);
     let made = credentials(issued, &[], bundle(&[authority], Arc::default()), &id).unwrap();
     TlsGeneration::new(1, Arc::new(made), domains(&["cluster.local"]), &system_clock()).unwrap()
+}
+
+/// Otherwise every handshake would copy its configuration.
+#[test]
+fn keys_can_be_had_of_every_configuration() {
+    let a = root("a");
+    let tls = generation(&a, &[&a], "web", &[], &system_clock());
+    assert!(tls.server().enable_secret_extraction && tls.client([id("db")].into()).enable_secret_extraction);
 }

@@ -397,6 +397,11 @@ fn a_handshake_that_is_not_complete_in_time_is_ended_wherever_it_is() {
         no_settings.flush().await.expect("flush");
         world.wait_closed(CloseReason::HandshakeTimeout, 5).await;
         until("nothing is left", || world.live() == 0).await;
+        let phase =
+            |record: &serde_json::Value| record["error"].as_str()?.split_once("phase: ").map(|it| it.1.to_owned());
+        let mut phases: Vec<_> = world.records().iter().filter_map(phase).collect();
+        phases.sort_unstable();
+        assert_eq!(phases, ["hello", "hello", "preface", "preface", "preface"]);
         for socket in [&mut silent, &mut half] {
             let mut rest = Vec::new();
             // An end or a reset: both are an end to a handshake.
@@ -420,7 +425,9 @@ fn credentials_that_come_in_time_are_waited_for() {
             settings.tunnel.handshake_timeout = Duration::from_secs(3);
         });
         let waits = world.socket();
-        world.wait_closed(CloseReason::NoIdentity, 1).await;
+        world.wait_closed(CloseReason::HandshakeUnready, 1).await;
+        let record = world.record("handshake_unready").await;
+        assert_eq!((record["message"].as_str(), record["level"].as_str()), (Some("connection failed"), Some("warn")));
         drop(waits);
         let config = world.trust.generation("web", 1).client([id("app")].into());
         let socket = world.socket();
@@ -448,6 +455,7 @@ fn garbage_of_every_kind_is_refused_and_counted() {
         world.wait_closed(CloseReason::HandshakeGone, 1).await;
         let gone = world.record("handshake_gone").await;
         assert_eq!(gone["level"], "info", "a probe is no failure: {gone}");
+        assert!(gone["error"].as_str().is_some_and(|error| error.ends_with(": phase: hello")), "{gone}");
         for garbage in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n......"[..], &[0; 64]] {
             let mut stream = world.tls("web").await;
             let _ = stream.write_all(garbage).await;
@@ -456,6 +464,7 @@ fn garbage_of_every_kind_is_refused_and_counted() {
             let _ = limited("the end", stream.read_to_end(&mut rest)).await;
         }
         world.wait_closed(CloseReason::PrefaceFailed, 2).await;
+        assert_eq!(world.record("preface_failed").await["error"], "http2 handshake failed: phase: preface");
         let stranger = Trust::new().generation("web", 1).client([id("app")].into());
         let connector = tokio_rustls::TlsConnector::from(stranger);
         let refused = connector.connect(crate::identity::tls::no_name(), world.socket());
@@ -465,6 +474,24 @@ fn garbage_of_every_kind_is_refused_and_counted() {
             assert!(!text.contains("rustls") && !text.contains("http://") && !text.contains("https://"), "{text}");
         }
         until("nothing is left", || world.live() == 0).await;
+        world.ends().await;
+    });
+}
+
+/// The second descriptor of a socket counts too, while it is there.
+#[test]
+fn a_handshake_takes_two_descriptors_of_the_share_and_a_tunnel_one() {
+    run(async {
+        let world = World::new();
+        let used = || world.shared.budget.used();
+        let before = used();
+        let silent = world.socket();
+        until("the handshake", || used() == before + 2).await;
+        drop(silent);
+        until("its end", || used() == before).await;
+        let client = world.client().await;
+        until("the tunnel", || world.live() == 1 && used() == before + 1).await;
+        drop(client);
         world.ends().await;
     });
 }

@@ -117,13 +117,13 @@ fn servers_are_refused_for_the_right_reason_and_told() {
     });
 }
 
-/// The chain is good, but it was another generation that looked at it: nobody here knows whom it names.
+/// The chain is good for the credentials that looked at it, but not for those that are asked who it is.
 #[test]
-fn a_peer_that_nobody_has_read_is_refused() {
+fn a_peer_that_nobody_here_can_name_is_refused() {
     in_time(async {
         let root = root();
         let (web, db) = (generation(&root, "web"), generation(&root, "db"));
-        let other = generation(&root, "web");
+        let other = generation(&self::root(), "web");
         let (a, b) = sockets().await;
         let (ours, theirs) = tokio::join!(connect(a, &other, wants(&web, "db")), async {
             match TlsAcceptor::from(Arc::clone(db.server())).accept(b).await {
