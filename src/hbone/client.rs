@@ -26,12 +26,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use h2::client::SendRequest;
+use rustix::io::Errno;
 use rustls::ClientConfig;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::settings::Tunnel as Limits;
+use crate::config::settings::{Settings, Tunnel as Limits};
 pub use crate::hbone::client::driving::{HttpConnection, Shared};
 use crate::hbone::io::{self, Handle, TlsStream};
 use crate::hbone::stream::Chunk;
@@ -39,15 +41,26 @@ use crate::hbone::tunnel::{About, Lease, Metered, Tunnel};
 use crate::hbone::window::{Grant, Windows, configure_client};
 use crate::identity::TlsGeneration;
 use crate::net::address::UpstreamAddr;
+use crate::net::descriptors::{Budget, Lent};
 use crate::net::dial::{DialError, DialOptions, Dialled, dial};
+use crate::net::listen::set_keepalive;
 use crate::net::own_sockets::{OwnSocket, OwnSockets, Way};
 use crate::telemetry::{Role, TunnelEnd};
 
 /// What the library says of the peer's limit before the peer has said anything. No SETTINGS can set this value.
 const LIMIT_UNKNOWN: usize = usize::MAX - 1;
+
+/// A socket for a tunnel.
+#[derive(Debug)]
+pub struct TunnelSocket {
+    pub dialled: Dialled,
+    /// Its descriptor, accounted for.
+    pub lent: Lent,
+}
+
 /// How the sockets of tunnels are opened. Needs no deadline of its own.
 pub trait Dial {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = Result<Dialled, DialError>>>>;
+    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = Result<TunnelSocket, DialError>>>>;
 }
 
 /// The way out of this host, marked as our own.
@@ -55,13 +68,23 @@ pub trait Dial {
 pub struct DialOut {
     pub mark: Option<NonZeroU32>,
     pub own_sockets: OwnSockets,
+    pub budget: Budget,
+    /// For its keepalive, which changes with them.
+    pub settings: watch::Receiver<Arc<Settings>>,
 }
 
 impl Dial for DialOut {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = Result<Dialled, DialError>>>> {
-        let Self { mark, own_sockets } = self.clone();
+    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = Result<TunnelSocket, DialError>>>> {
+        let Self { mark, own_sockets, budget, settings } = self.clone();
         let options = DialOptions { mark, source: None, way: Way::Out };
-        Box::pin(async move { dial(UpstreamAddr::new(address), options, &own_sockets).await })
+        Box::pin(async move {
+            let lent = budget.take(1).ok_or_else(|| DialError::Socket(Errno::MFILE.into()))?;
+            let dialled = dial(UpstreamAddr::new(address), options, &own_sockets).await?;
+            let keepalive = settings.borrow().keepalive;
+            // Where it fails the socket is gone, which its next use says; until then PINGs notice a dead peer too.
+            let _ = set_keepalive(&SockRef::from(&dialled.stream), keepalive);
+            Ok(TunnelSocket { dialled, lent })
+        })
     }
 }
 
@@ -201,6 +224,8 @@ pub struct Established {
     pub handle: Handle,
     /// Marks the socket as ours.
     pub own: OwnSocket,
+    /// The socket's descriptor.
+    pub lent: Lent,
     /// By when the SETTINGS must have come.
     pub settle_by: Instant,
 }
@@ -225,7 +250,7 @@ pub async fn establish(plan: Plan<'_>, stage: impl Fn(Stage)) -> Result<Establis
     let Plan { address, dial, tls, config, limits, windows, next_serial } = plan;
     stage(Stage::Connecting);
     let connected = timeout_at(after(limits.connect_timeout), dial.dial(address)).await;
-    let Dialled { stream: socket, own } = connected
+    let TunnelSocket { dialled: Dialled { stream: socket, own }, lent } = connected
         .map_err(|_elapsed| OpenError::ConnectTimeout)?
         .map_err(|error| OpenError::Connect { address, error: Arc::new(error) })?;
     stage(Stage::Handshaking);
@@ -246,7 +271,7 @@ pub async fn establish(plan: Plan<'_>, stage: impl Fn(Stage)) -> Result<Establis
     let handle = shaken.stream.handle();
     let speaking = Speaking { about, limits, windows, next_serial, by: settle_by };
     let spoken = speak(shaken.stream, speaking).await?;
-    Ok(Established { spoken, handle, own, settle_by })
+    Ok(Established { spoken, handle, own, lent, settle_by })
 }
 
 /// What HTTP/2 needs to begin.

@@ -12,8 +12,9 @@ mod meter;
 pub use drive::{Driven, Pulse, Wire, drive};
 pub use meter::{Meter, Metered, TURN, later};
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,10 +25,15 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::identity::PeerIdentity;
-use crate::telemetry::{Role, TunnelEnd, WorkerCounters};
+use crate::telemetry::{LineLimiter, Role, TunnelEnd, WorkerCounters};
 
 /// How long the streams of a tunnel that has ended may take to notice.
 const LEARNED_WITHIN: Duration = Duration::from_secs(1);
+/// Ends of tunnels that peers made, and made nothing of, that a worker logs a second.
+const LINES: NonZeroU32 = match NonZeroU32::new(5) {
+    Some(lines) => lines,
+    None => NonZeroU32::MIN,
+};
 
 /// What is known of a tunnel when it is made.
 #[derive(Debug)]
@@ -70,6 +76,8 @@ pub struct Tunnel {
     /// Tells the driver about the above, and that a stream has ended: the last one, or one whose place is wanted.
     told: Notify,
     over: Notify,
+    /// Of the worker that lists it.
+    lines: OnceCell<Rc<RefCell<LineLimiter>>>,
 }
 
 impl Tunnel {
@@ -94,6 +102,7 @@ impl Tunnel {
             wanted: Cell::new(false),
             told: Notify::new(),
             over: Notify::new(),
+            lines: OnceCell::new(),
         })
     }
 
@@ -196,7 +205,7 @@ impl Tunnel {
         self.cutting.get()
     }
 
-    /// Says how it ended, once: one line for the operator, whatever it carried. Waits a moment for its streams: they may have
+    /// Says how it ended, once: one line for the operator, as far as peers cannot make it many ([`Tunnel::may_flood`]). Waits a moment for its streams: they may have
     /// ended in order just before, without anyone having seen to them yet, and those were not cut.
     async fn ended(&self, end: TunnelEnd, detail: Option<&str>) {
         self.end.set(Some(end));
@@ -208,6 +217,9 @@ impl Tunnel {
         };
         // Whoever is slower than this is none the better for the tunnel's end.
         let _ = timeout(LEARNED_WITHIN, all_know).await;
+        if self.may_flood(end) && !self.lines.get().is_none_or(|lines| lines.borrow_mut().admit(Instant::now())) {
+            return;
+        }
         let About { role, peer, identity, .. } = &self.about;
         let unaware = self.streams.get().saturating_sub(self.falling.get());
         let (cut, carried) = (self.lost.get() + unaware, self.carried.get());
@@ -222,6 +234,15 @@ impl Tunnel {
             tracing::warn!(role = role.as_str(), %peer, identity = %identity.id, ?age, streams_cut = cut, carried,
                 cause, detail, "tunnel closed");
         }
+    }
+}
+
+impl Tunnel {
+    /// Whether a peer can cause as many lines of this kind as it likes: it made the tunnel, and did nothing in it or ended it
+    /// badly.
+    fn may_flood(&self, end: TunnelEnd) -> bool {
+        let is_ours = matches!(end, TunnelEnd::Revoked | TunnelEnd::Untrusted);
+        self.about.role == Role::Server && !is_ours && (self.carried.get() == 0 || !end.is_orderly())
     }
 }
 
@@ -272,13 +293,15 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub struct Tunnels {
     live: RefCell<Slab<Rc<Tunnel>>>,
+    lines: Rc<RefCell<LineLimiter>>,
     counters: Arc<WorkerCounters>,
 }
 
 impl Tunnels {
     #[must_use]
     pub fn new(counters: Arc<WorkerCounters>) -> Rc<Self> {
-        Rc::new(Self { live: RefCell::default(), counters })
+        let lines = Rc::new(RefCell::new(LineLimiter::new(LINES)));
+        Rc::new(Self { live: RefCell::default(), lines, counters })
     }
 
     /// Lists a tunnel until the returned value is dropped.
@@ -286,6 +309,8 @@ impl Tunnels {
     pub fn list(self: &Rc<Self>, tunnel: &Rc<Tunnel>) -> Listed {
         self.counters.tunnels.opened(tunnel.about.role);
         let key = self.live.borrow_mut().insert(Rc::clone(tunnel));
+        // It is listed once.
+        let _ = tunnel.lines.set(Rc::clone(&self.lines));
         Listed { tunnels: Rc::clone(self), key }
     }
 
@@ -304,6 +329,14 @@ impl Tunnels {
         for (_, tunnel) in self.live.borrow().iter() {
             visit(tunnel);
         }
+    }
+
+    /// How many lines about tunnels that ended were left out since this was last asked.
+    #[must_use]
+    pub fn left_out(&self, now: Instant) -> Option<u64> {
+        let lines = self.lines.borrow_mut().summary(now)?;
+        self.counters.lines_suppressed(lines);
+        Some(lines)
     }
 
     /// Tells the metrics what there is.
@@ -334,3 +367,6 @@ impl Drop for Listed {
         self.tunnels.counters.tunnels.closed(tunnel.about.role, tunnel.end().unwrap_or(TunnelEnd::Drain));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd};
 /// What adit reads of `struct tcp_info` (linux/tcp.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpInfo {
+    /// The state as the kernel numbers it; see [`TcpInfo::is_closed`].
+    pub state: u8,
     /// Unanswered window or keepalive probes.
     pub probes: u8,
     /// Segments sent and not acknowledged.
@@ -22,6 +24,15 @@ pub struct TcpInfo {
     /// The peer's receive window in bytes.
     pub snd_wnd: u32,
     pub snd_mss: u32,
+}
+
+impl TcpInfo {
+    /// Whether there is no connection any more: it was reset, or given up.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        const TCP_CLOSE: u8 = 7;
+        self.state == TCP_CLOSE
+    }
 }
 
 /// Long enough for every field read here; a shorter answer (an older kernel) leaves zeros.
@@ -49,6 +60,7 @@ pub fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     }
     let word = |at: usize| raw.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
     Ok(TcpInfo {
+        state: raw[0],
         probes: raw[3],
         snd_mss: word(16),
         unacked: word(24),
@@ -117,6 +129,7 @@ mod tests {
         loop {
             let info = tcp_info(&client).expect("info");
             assert!(info.notsent_bytes > 0);
+            assert!(!info.is_closed());
             if info.snd_wnd < info.snd_mss {
                 break;
             }
@@ -125,6 +138,13 @@ mod tests {
         }
         let mut sink = vec![0; 1 << 20];
         assert!(server.read(&mut sink).expect("read") > 0);
+        // Unread bytes make this a reset. What was not acknowledged never will be, and still counts.
+        drop(server);
+        while !tcp_info(&client).expect("info").is_closed() {
+            assert!(std::time::Instant::now() < limit, "a reset closes");
+            std::thread::yield_now();
+        }
+        assert!(unacknowledged(&client).expect("outq") > 0);
     }
 
     #[test]

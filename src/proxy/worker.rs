@@ -311,7 +311,12 @@ fn served_in(snapshot: &Snapshot, settings: &Settings) -> Served {
 fn tunnel_pool(shared: &Shared, tunnels: &Rc<Tunnels>) -> Option<Rc<hbone::Pool>> {
     let tls = shared.tls.clone()?;
     Some(hbone::Pool::new(hbone::pool::Parts {
-        dial: Rc::new(DialOut { mark: shared.mark, own_sockets: shared.own_sockets.clone() }),
+        dial: Rc::new(DialOut {
+            mark: shared.mark,
+            own_sockets: shared.own_sockets.clone(),
+            budget: shared.budget.clone(),
+            settings: shared.settings.clone(),
+        }),
         tls,
         tunnels: Rc::clone(tunnels),
         clock: system_clock(),

@@ -85,6 +85,10 @@ fn failed(client: &Client, error: &h2::Error) -> Failed {
     }
     match client.end() {
         Some(TunnelEnd::Http2) => Failed { error: OpenError::Http2, stale: false },
+        // Another tunnel would be to the same peer.
+        end @ Some(TunnelEnd::Revoked | TunnelEnd::Untrusted) => {
+            Failed { error: OpenError::Lost { end }, stale: false }
+        }
         end => Failed { error: OpenError::Lost { end }, stale: true },
     }
 }

@@ -78,6 +78,8 @@ impl OpenError {
             Self::Refused { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. } => CloseReason::TunnelDenied,
             Self::Refused { .. } | Self::Reset { .. } => CloseReason::TunnelRefused,
             Self::ResponseTimeout => CloseReason::TunnelResponseTimeout,
+            Self::Lost { end: Some(TunnelEnd::Revoked) } => CloseReason::PeerRevoked,
+            Self::Lost { end: Some(TunnelEnd::Untrusted) } => CloseReason::PeerUntrusted,
             Self::Lost { .. } => CloseReason::TunnelLost,
         }
     }

@@ -97,7 +97,7 @@ impl Hopes<'_> {
 
 /// Drives the tunnel to its end; meanwhile the promise is kept or broken.
 async fn live(hopes: Hopes<'_>, established: Established, limits: &Limits) {
-    let Established { spoken: Spoken { client, connection, io, grant }, handle, own, settle_by } = established;
+    let Established { spoken: Spoken { client, connection, io, grant }, handle, own, lent, settle_by } = established;
     let moved = {
         let (pool, row) = (Weak::clone(hopes.pool), Rc::clone(hopes.row));
         move || {
@@ -111,7 +111,7 @@ async fn live(hopes: Hopes<'_>, established: Established, limits: &Limits) {
     let wire = Wire { handle: Some(handle), pings, pulse };
     let driven = async {
         Box::pin(drive(&client.tunnel, driving, wire)).await;
-        drop((own, grant));
+        drop((own, lent, grant));
     };
     let settling = async {
         tokio::select! {

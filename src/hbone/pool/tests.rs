@@ -21,6 +21,7 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::Settings;
 use crate::hbone::client::DialOut;
 use crate::hbone::pool::tests::peer::{Answer, Manners, Peer, REFUSED_STREAM, start_flood};
 use crate::hbone::stream::{Stream, StreamError};
@@ -28,6 +29,7 @@ use crate::identity::authority::Authority;
 use crate::identity::crl::RevocationSet;
 use crate::identity::tls::system_clock;
 use crate::identity::{Credentials, TrustBundle};
+use crate::net::descriptors::Budget;
 use crate::telemetry::{Role, WorkerCounters};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,6 +81,11 @@ fn generation_with(authority: &Authority, number: u64, name: &str, list: &str) -
     Arc::new(TlsGeneration::new(number, Arc::new(credentials), accepted, &system_clock()).expect("tls"))
 }
 
+fn dial_out(budget: &Budget) -> DialOut {
+    let settings = watch::channel(Arc::new(Settings::default())).1;
+    DialOut { mark: None, own_sockets: Default::default(), budget: budget.clone(), settings }
+}
+
 /// One worker's side.
 struct World {
     authority: Authority,
@@ -98,7 +105,7 @@ impl World {
         let authority = authority();
         let (tls, reader) = watch::channel(Some(generation(&authority, 1, "client")));
         let tunnels = Tunnels::new(Arc::new(WorkerCounters::default()));
-        let dial: Rc<dyn Dial> = Rc::new(DialOut { mark: None, own_sockets: Default::default() });
+        let dial: Rc<dyn Dial> = Rc::new(dial_out(&Budget::new(u64::MAX, 0)));
         let books = Books::default();
         let parts = Parts {
             dial,

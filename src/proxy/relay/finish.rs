@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::net::sockopt::unacknowledged;
+use crate::net::sockopt::{tcp_info, unacknowledged};
 use crate::proxy::pool::Pool;
 use crate::proxy::registry::Entry;
 
@@ -37,11 +37,27 @@ pub(super) async fn deliver(half: &mut Half<'_>, entry: &Entry, pool: &Rc<Pool>,
 
 /// Waits until the peer has acknowledged everything, or the socket has failed.
 pub(super) async fn acknowledged(socket: &TcpStream) {
+    acknowledged_unless_stuck(socket, None).await;
+}
+
+/// As [`acknowledged`], but gives up, and says no, when nothing more was acknowledged for `patience`.
+pub(super) async fn acknowledged_unless_stuck(socket: &TcpStream, patience: Option<Duration>) -> bool {
     let mut pause = FIRST_LOOK;
-    while matches!(unacknowledged(socket), Ok(bytes) if bytes > 0) {
+    let (mut least, mut since) = (usize::MAX, Instant::now());
+    while let Ok(bytes @ 1..) = unacknowledged(socket) {
+        // Its bytes count as before, for ever.
+        if tcp_info(socket).is_ok_and(|info| info.is_closed()) {
+            return true;
+        }
+        if bytes < least {
+            (least, since) = (bytes, Instant::now());
+        } else if patience.is_some_and(|patience| since.elapsed() >= patience) {
+            return false;
+        }
         sleep(pause).await;
         pause = (pause * 2).min(LAST_LOOK);
     }
+    true
 }
 
 /// Ends a conversation that adit itself answered: sends a FIN and discards input until the peer ends too, at most
@@ -67,4 +83,31 @@ pub(crate) fn reset(socket: TcpStream) {
 pub(super) fn reset_on_close(socket: &TcpStream) {
     // A socket that refuses the option is already gone.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::listen::tests::loopback_listener;
+
+    /// A peer that lives and reads nothing is waited for as long as it takes; or, where nothing else bounds it, not.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_any_more_is_given_up() {
+        let listener = loopback_listener();
+        let sender = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        sender.set_nonblocking(true).expect("nonblocking");
+        let sender = TcpStream::from_std(sender).expect("a stream");
+        let reader = listener.accept().expect("accept").0;
+        let filled = |sender: &TcpStream| {
+            let socket = SockRef::from(sender);
+            while socket.send(&[7; 65536]).is_ok() {}
+        };
+        filled(&sender);
+        let patience = Duration::from_secs(60);
+        let begun = Instant::now();
+        assert!(!acknowledged_unless_stuck(&sender, Some(patience)).await);
+        assert!((patience..patience * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        drop(reader);
+        assert!(acknowledged_unless_stuck(&sender, Some(patience)).await, "a socket that has failed is not waited for");
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::hbone::Tunnel;
 use crate::identity::TlsGeneration;
@@ -41,11 +41,18 @@ pub fn look_after(worker: &Worker, now: Instant, wall: SystemTime) {
         if tunnel.doomed().is_some_and(|until| until <= wall) {
             tunnel.cut(TunnelEnd::Untrusted);
         }
-        let age = now.saturating_duration_since(tunnel.opened);
-        if tunnel.about.role == Role::Server && settings.tunnel.max_age.is_some_and(|limit| age >= limit) {
+        if tunnel.about.role == Role::Server && is_too_old(tunnel, now, settings.tunnel.max_age) {
             tunnel.retire(TunnelEnd::MaxAge);
         }
     });
+}
+
+/// Up to a tenth later than the limit, so that tunnels that came together do not all go together: by the port that
+/// the peer has come from.
+fn is_too_old(tunnel: &Tunnel, now: Instant, limit: Option<Duration>) -> bool {
+    let jitter = f64::from(tunnel.about.peer.port() % 256) / 2560.0;
+    let limit = limit.map(|limit| limit + limit.mul_f64(jitter));
+    limit.is_some_and(|limit| now.saturating_duration_since(tunnel.opened) >= limit)
 }
 
 #[cfg(test)]

@@ -275,6 +275,9 @@ fn turn(worker: &Worker, next_rotation: &mut Instant) {
             tracing::warn!(listener = door.as_str(), lines, "more connections failed early; their lines were left out");
         }
     }
+    if let Some(lines) = worker.tunnels.left_out(now) {
+        tracing::warn!(lines, "more tunnels that peers made ended badly or unused; their lines were left out");
+    }
     if let Some(lines) = worker.shared.handshakes.left_out(now) {
         let listener = Door::Hbone.as_str();
         tracing::warn!(listener, lines, "more handshakes failed; their lines were left out");

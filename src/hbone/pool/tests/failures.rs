@@ -133,7 +133,7 @@ fn an_expired_identity_is_none() {
         let now = Arc::clone(&days);
         let clock: Clock = Arc::new(move || SystemTime::now() + DAY * now.load(std::sync::atomic::Ordering::Relaxed));
         let parts = Parts {
-            dial: Rc::new(DialOut { mark: None, own_sockets: Default::default() }),
+            dial: Rc::new(dial_out(&Budget::new(u64::MAX, 0))),
             tls: tls.subscribe(),
             tunnels: Tunnels::new(Arc::default()),
             clock,
@@ -149,6 +149,32 @@ fn an_expired_identity_is_none() {
         assert!(matches!(error, OpenError::NoIdentity));
         days.store(0, std::sync::atomic::Ordering::Relaxed);
         assert!(open(Duration::from_secs(20)).await.is_ok());
+    });
+}
+
+/// As any socket of the data path: its descriptor is accounted for, and a peer that is gone without a word is noticed.
+#[test]
+fn a_tunnels_socket_counts_and_is_watched() {
+    on_worker(|| async {
+        let world = World::new();
+        let peer = world.peer();
+        let budget = Budget::new(34, 0);
+        let dial = dial_out(&budget);
+        let wanted = Settings::default().keepalive;
+        let sockets = [dial.dial(peer.address).await.expect("one"), dial.dial(peer.address).await.expect("two")];
+        for socket in &sockets {
+            let socket = socket2::SockRef::from(&socket.dialled.stream);
+            assert!(socket.keepalive().expect("keepalive"));
+            assert_eq!(socket.tcp_keepalive_time().expect("time"), wanted.idle);
+            assert_eq!(socket.tcp_keepalive_interval().expect("interval"), wanted.interval);
+            assert_eq!(socket.tcp_keepalive_retries().expect("retries"), wanted.probes.get());
+            assert_eq!(socket.tcp_user_timeout().expect("user timeout"), wanted.user_timeout);
+        }
+        assert_eq!(budget.used(), 2);
+        let error = dial.dial(peer.address).await.expect_err("nothing is left");
+        assert_eq!(error.close_reason(), CloseReason::ConnectError);
+        drop(sockets);
+        assert_eq!(budget.used(), 0);
     });
 }
 
@@ -397,7 +423,30 @@ fn who_is_revoked_while_the_tunnel_is_made_gets_no_stream() {
         world.tls.send_replace(Some(generation_with(&world.authority, 2, "client", &list)));
         let error = asking.await.expect_err("it is revoked");
         assert!(matches!(error, OpenError::Lost { end: Some(TunnelEnd::Revoked) }), "{error}");
+        assert_eq!(error.close_reason(), CloseReason::PeerRevoked);
         until("nothing is left", || world.tunnels.is_empty() && world.pool.keys() == 0).await;
         assert_eq!(peer.link(0).total.get(), 0, "nothing was asked of it");
     });
+}
+
+/// Whoever has asked and has no answer yet is told the same as those who have one.
+#[test]
+fn what_is_cut_before_its_answer_says_why() {
+    for (end, reason) in
+        [(TunnelEnd::Revoked, CloseReason::PeerRevoked), (TunnelEnd::Untrusted, CloseReason::PeerUntrusted)]
+    {
+        on_worker(|| async move {
+            let world = World::new();
+            let peer = world.peer();
+            let key = key(peer.address);
+            let held = world.open(&key).await.expect("opened");
+            peer.always.set(Answer::Nothing);
+            let (failed, ()) = tokio::join!(world.open(&key), async {
+                until("the request is there", || peer.streams() == 2).await;
+                held.tunnel.cut(end);
+            });
+            assert_eq!(failed.expect_err("cut").close_reason(), reason);
+            assert_eq!(peer.connections(), 1, "nobody asks again whom one must not ask");
+        });
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use h2::Reason;
 use tokio::time::timeout;
@@ -10,8 +11,12 @@ use tokio::time::timeout;
 use crate::proxy::registry::State;
 use crate::proxy::relay::stall::leave_to_kernel;
 use crate::proxy::relay::{Outcome, finish};
+use crate::telemetry::CloseReason;
 
 use super::{InEnd, OutEnd, Relaying};
+
+/// Long enough for an application that is busy with something else.
+const STUCK: Duration = Duration::from_secs(300);
 
 impl Relaying<'_> {
     /// Tells both ends how it ended.
@@ -19,16 +24,15 @@ impl Relaying<'_> {
         self.watch = None;
         match outcome {
             Outcome::Finished if self.outgoing.end == OutEnd::Stopped => {
-                // Closing on unread input is a reset, which must not overtake the bytes before it. The sweep's linger
-                // bounds this.
-                let mut delivered = std::pin::pin!(finish::acknowledged(self.socket));
-                match self.entry.unless_killed(delivered.as_mut()).await {
-                    Ok(()) => return outcome,
-                    Err(reason) => {
-                        finish::reset_on_close(self.socket);
-                        return Outcome::Killed(reason);
-                    }
-                }
+                // Closing on unread input is a reset, which must not overtake the bytes before it.
+                let mut delivered = std::pin::pin!(finish::acknowledged_unless_stuck(self.socket, self.patience()));
+                let reason = match self.entry.unless_killed(delivered.as_mut()).await {
+                    Ok(true) => return outcome,
+                    Ok(false) => CloseReason::HalfCloseLinger,
+                    Err(reason) => reason,
+                };
+                finish::reset_on_close(self.socket);
+                return Outcome::Killed(reason);
             }
             Outcome::Finished => {
                 leave_to_kernel(self.socket, self.options.keepalive.user_timeout);
@@ -44,6 +48,12 @@ impl Relaying<'_> {
         }
         finish::reset_on_close(self.socket);
         outcome
+    }
+
+    /// How long the socket's peer may take nothing: the sweep's linger bounds that, or the kernel; where both are off, this.
+    fn patience(&self) -> Option<Duration> {
+        let linger = self.entry.settings.relay.half_close_linger;
+        (linger.is_none() && self.options.keepalive.user_timeout.is_none()).then_some(STUCK)
     }
 
     /// The stream is gone: writes what it had received, with its end if there was one, and waits until it has arrived.

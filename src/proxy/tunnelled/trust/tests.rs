@@ -7,6 +7,10 @@ use crate::identity::PeerIdentity;
 use crate::identity::tls::Verdict;
 
 fn tunnel() -> Rc<Tunnel> {
+    tunnel_from(1)
+}
+
+fn tunnel_from(port: u16) -> Rc<Tunnel> {
     let (authority, _) =
         crate::identity::authority::Authority::new_root("t", SystemTime::now(), Duration::from_secs(600))
             .expect("a root");
@@ -17,7 +21,7 @@ fn tunnel() -> Rc<Tunnel> {
         not_after: SystemTime::now(),
         root: Arc::new(root),
     };
-    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
     let (_, meter) = Metered::new(tokio::io::empty());
     let about = About {
         role: Role::Server,
@@ -57,4 +61,18 @@ fn a_root_that_comes_back_lets_its_tunnels_end_by_themselves() {
     tunnel.execute(&Verdict::RootRemoved { until: now + Duration::from_secs(1) }, now);
     tunnel.execute(&good(&tunnel), now);
     assert_eq!((tunnel.retiring(), tunnel.cutting(), tunnel.doomed()), (Some(TunnelEnd::Untrusted), None, None));
+}
+
+#[test]
+fn tunnels_of_peers_grow_old_at_different_times() {
+    let limit = Duration::from_secs(1000);
+    let mut ends = std::collections::BTreeSet::new();
+    for port in 1000..1256 {
+        let tunnel = tunnel_from(port);
+        let is_too_old = |seconds| is_too_old(&tunnel, tunnel.opened + Duration::from_secs(seconds), Some(limit));
+        assert!(!is_too_old(999) && is_too_old(1100));
+        ends.insert((1000..=1100).find(|seconds| is_too_old(*seconds)));
+    }
+    assert!(ends.len() > 90, "{}", ends.len());
+    assert!(!is_too_old(&tunnel(), Instant::now() + limit * 100, None));
 }
