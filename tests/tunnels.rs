@@ -12,6 +12,7 @@
 //! adit_both      adit to adit                 handshakes     OpenSSL to adit
 //! load           many, slow and stalled ones  odd_peers      what only raw frames do
 //! rotation       new leaves, new roots, revocations under load
+//! identity       certificates that expire, workloads that change, names, what both ends say
 //! loss           peers that vanish, drain, come back      policies       who may reach whom, and live changes of that
 //! ```
 //!
@@ -77,6 +78,9 @@ mod odd_peers;
 
 #[path = "tunnels/rotation.rs"]
 mod rotation;
+
+#[path = "tunnels/identity.rs"]
+mod identity;
 
 #[path = "tunnels/loss.rs"]
 mod loss;

@@ -60,6 +60,14 @@ impl Pki {
         Self::at(&prefix, root, id)
     }
 
+    /// [`Self::leaf`] that is good for `life`.
+    pub(crate) fn short_lived(&self, root: &Root, account: &str, life: &str) -> Leaf {
+        let prefix = self.signed(root, &format!("{account}-short"));
+        let id = spiffe(account);
+        issue(&["leaf", "--ca", text(&root.0), "--id", &id, "--life", life, "--out", text(&prefix)]);
+        Self::at(&prefix, root, &id)
+    }
+
     /// What [`Self::leaf`] has made.
     pub(crate) fn leaf_at(&self, root: &Root, account: &str) -> Leaf {
         Self::at(&self.signed(root, account), root, &spiffe(account))

@@ -77,7 +77,8 @@ impl Pool {
             .map_err(|error| OpenError::Handshake(Arc::new(HandshakeError::of(&error))))?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         let unidentified = || HandshakeError { phase: Phase::Finish, cause: Cause::Unidentified };
-        let identity = tls.peer(Some(&chain)).ok_or_else(|| OpenError::Handshake(Arc::new(unidentified())))?;
+        let identity = tls.peer(Some(&chain), Usage::Server);
+        let identity = identity.ok_or_else(|| OpenError::Handshake(Arc::new(unidentified())))?;
         let about = About { role: Role::Client, peer, local, identity, chain, generation: tls.number };
         let (windows, next_serial) = (&self.parts.books.windows, &*self.next_serial);
         let spoken = speak(stream, Speaking { about, limits, windows, next_serial, by }).await?;
