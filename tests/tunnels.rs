@@ -14,6 +14,7 @@
 //! rotation       new leaves, new roots, revocations under load
 //! identity       certificates that expire, workloads that change, names, what both ends say
 //! loss           peers that vanish, drain, come back      policies       who may reach whom, and live changes of that
+//! waypoints      Envoy as waypoint, and as gateway of another network, between two adits
 //! ```
 //!
 //! Needs Envoy where `.ci/install-envoy` puts it, and `openssl`; a test that misses one fails and says so.
@@ -87,3 +88,6 @@ mod loss;
 
 #[path = "tunnels/policies.rs"]
 mod policies;
+
+#[path = "tunnels/waypoints.rs"]
+mod waypoints;

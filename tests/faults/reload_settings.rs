@@ -106,6 +106,7 @@ const TUNNELLED: [(&str, &str); 3] =
     [("workload.name", "own"), ("identity.source", "dev"), ("identity.dev", "{ folder: identity }")];
 const OWN_WORKLOAD: &str =
     "workloads: [{ uid: own, name: own, namespace: default, workloadIps: [10.77.0.2], protocol: HBONE }]\n";
+const BASE_WORKLOAD: &str = "workloads: [{ uid: base, name: base, namespace: default, workloadIps: [10.77.0.2] }]\n";
 
 /// What runs, and on top of it the changes.
 fn settings(changes: &[(&str, &str)]) -> String {
@@ -198,7 +199,7 @@ impl Open {
 }
 
 fn world() -> (World, Door, Door) {
-    world_with(&[], "")
+    world_with(&[], BASE_WORKLOAD)
 }
 
 fn world_with(changes: &[(&str, &str)], mesh: &str) -> (World, Door, Door) {
@@ -343,7 +344,7 @@ fn logs_and_labels_follow_at_once() {
         finish(world.outbound(&server, PORT));
         assert_eq!(
             world.metric(
-                "istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\",response_flags=\"-\"}"
+                "istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"base\",response_flags=\"-\"}"
             ),
             1.0
         );
