@@ -62,9 +62,9 @@ pub struct Summary {
 /// Loads the files as a start would, without watching them. Blocking. A missing file is a problem here.
 pub fn check(sources: Vec<PathBuf>) -> Result<Summary, Problems> {
     let bounds = Bounds::default();
-    let scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
+    let mut scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
     let mut loader = load::Loader::new(bounds);
-    let loaded = loader.load(&scan)?;
+    let loaded = loader.load(&mut scan)?;
     let snapshot = loaded.map(|loaded| loaded.snapshot).unwrap_or_default();
     Ok(Summary {
         files: scan.files.len(),
@@ -78,13 +78,13 @@ pub fn check(sources: Vec<PathBuf>) -> Result<Summary, Problems> {
 /// The state that the files mean, as a start would read them, without watching them. Blocking. A missing file is a problem here.
 pub fn read(sources: Vec<PathBuf>) -> Result<Arc<Snapshot>, Problems> {
     let bounds = Bounds::default();
-    let scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
-    let loaded = load::Loader::new(bounds).load(&scan)?;
+    let mut scan = FileSet::new(sources, bounds).scan(Effort::Full, |_, _| false);
+    let loaded = load::Loader::new(bounds).load(&mut scan)?;
     Ok(loaded.map(|loaded| loaded.snapshot).unwrap_or_default())
 }
 
 /// The state that one text means, such as one built into the binary; `name` is what its problems call it.
 pub fn snapshot_of(name: &str, text: &str) -> Result<Arc<Snapshot>, Problems> {
-    let loaded = load::Loader::default().load(&Scan::of_text(name, text))?;
+    let loaded = load::Loader::default().load(&mut Scan::of_text(name, text))?;
     Ok(loaded.map(|loaded| loaded.snapshot).unwrap_or_default())
 }

@@ -33,7 +33,7 @@ pub(super) fn workload(uid: &str) -> Workload {
         status: Health::Healthy,
         locality: Locality::default(),
         capacity: 1,
-        services: BTreeMap::new(),
+        services: Arc::default(),
         authorization_policies: Vec::new(),
         workload_name: "".into(),
         workload_type: "".into(),

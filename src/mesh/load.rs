@@ -7,6 +7,7 @@
 
 mod dangling;
 mod duplicates;
+mod parse;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -14,13 +15,16 @@ use std::sync::Arc;
 
 use crate::config::problem::{Origin, Problem, Problems};
 use crate::files::{Bounds, ContentHash, FileContent, FileError, FileFault, Scan};
-use crate::mesh::file::{self, FileContents, Names, Section, Site};
+use crate::mesh::file::{FileContents, Section, Site};
 use crate::mesh::{Change, Policy, PolicyKey, ServiceKey, ServiceSpec, Snapshot, SnapshotBuilder, Workload};
 
 use duplicates::{Duplicate, Where};
 
 /// Duplicates beyond this many are only counted: a file that is there twice has as many as resources.
 const MAX_DUPLICATES: usize = 100;
+
+/// Texts of together more bytes are not kept while they are parsed. A text is about a third of what it means.
+const KEPT_TEXTS: usize = 16 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Loader {
@@ -62,15 +66,18 @@ impl Loader {
         Self { bounds, ..Self::default() }
     }
 
-    /// All or nothing. `Ok(None)`: the files say what they said before, byte for byte.
-    pub(super) fn load(&mut self, scan: &Scan) -> Result<Option<Loaded>, Problems> {
+    /// All or nothing. `Ok(None)`: the files say what they said before, byte for byte. The texts of a large state
+    /// are let go of one by one as they are parsed, and `scan` has them no more.
+    pub(super) fn load(&mut self, scan: &mut Scan) -> Result<Option<Loaded>, Problems> {
         let mut problems = unreadable_files(scan);
+        let new = self.unknown(scan);
+        let mut new = parse::parse_all(new, &self.applied.snapshot);
+        let scan = &*scan;
         let mut current: Vec<(&FileContent, Arc<FileContents>)> = Vec::with_capacity(scan.files.len());
-        let names = Names::default();
         let mut parsed = HashMap::with_capacity(scan.files.len());
         for file in &scan.files {
-            let known = self.known(&file.path, file.hash);
-            let Some(known) = known.or_else(|| self.parse(file, &names)) else {
+            let known = self.known(&file.path, file.hash).or_else(|| new.remove(&*file.path));
+            let Some(known) = known else {
                 problems.push(unreadable(&FileError { path: file.path.clone(), fault: FileFault::Unstable }));
                 continue;
             };
@@ -94,6 +101,19 @@ impl Loader {
         dangling::problems(&self.applied.snapshot, files, self.bounds)
     }
 
+    /// What has to be parsed.
+    fn unknown(&self, scan: &mut Scan) -> Vec<FileContent> {
+        let bytes: usize = scan.files.iter().filter_map(|file| file.bytes.as_ref()).map(|bytes| bytes.len()).sum();
+        let large = bytes > KEPT_TEXTS;
+        let unknown = scan.files.iter_mut().filter(|file| !self.knows(&file.path, file.hash));
+        unknown
+            .map(|file| {
+                let bytes = if large { file.bytes.take() } else { file.bytes.clone() };
+                FileContent { path: file.path.clone(), hash: file.hash, bytes }
+            })
+            .collect()
+    }
+
     /// Whether this content of the file need not be read again.
     pub(super) fn knows(&self, path: &Path, hash: ContentHash) -> bool {
         self.known(path, hash).is_some()
@@ -106,13 +126,6 @@ impl Loader {
         }
         let (_, contents) = self.applied.files.get(path).filter(|(applied, _)| *applied == hash)?;
         Some(Parsed { hash, result: Ok(Arc::clone(contents)) })
-    }
-
-    /// `None`: the scan brought no bytes, because it took this content for known.
-    fn parse(&self, file: &FileContent, names: &Names) -> Option<Parsed> {
-        let result = file::parse(&file.path, file.bytes.as_ref()?, names)
-            .map(|contents| Arc::new(adopt(contents, &self.applied.snapshot)));
-        Some(Parsed { hash: file.hash, result })
     }
 
     /// From here on every file is good by itself.
@@ -253,28 +266,6 @@ fn unreadable(error: &FileError) -> Problem {
         FileFault::EmptyFolder => problem.hint("a state with nothing in it is a file with {} in it"),
         _ => problem,
     }
-}
-
-/// What is already in the state stays the same memory; a new version of it keeps what is known from using it.
-fn adopt(mut contents: FileContents, snapshot: &Snapshot) -> FileContents {
-    for (_, workload) in &mut contents.workloads {
-        match snapshot.workload_by_uid(&workload.uid) {
-            Some(known) if known == workload => *workload = Arc::clone(known),
-            Some(known) => Arc::make_mut(workload).live = known.live.clone(),
-            None => {}
-        }
-    }
-    for (_, spec) in &mut contents.services {
-        if let Some(known) = snapshot.spec(spec.key()).filter(|known| *known == spec) {
-            *spec = Arc::clone(known);
-        }
-    }
-    for (_, policy) in &mut contents.policies {
-        if let Some(known) = snapshot.policy(policy.key.as_str()).filter(|known| *known == policy) {
-            *policy = Arc::clone(known);
-        }
-    }
-    contents
 }
 
 /// What of a file is not in the state as it is.

@@ -138,7 +138,7 @@ impl Worker {
     /// `None`: not settled, look again soon.
     fn look(&mut self, effort: Effort, asked: Asked, patient: bool) -> Option<ReloadOutcome> {
         self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-        let scan = self.files.scan(effort, |path, hash| self.loader.knows(path, hash));
+        let mut scan = self.files.scan(effort, |path, hash| self.loader.knows(path, hash));
         let digest = Some(scan.digest);
         if digest == self.decided && asked == Asked::Routine {
             self.candidate = None;
@@ -151,10 +151,10 @@ impl Worker {
         }
         self.candidate = None;
         self.decided = digest;
-        Some(self.decide(&scan))
+        Some(self.decide(&mut scan))
     }
 
-    fn decide(&mut self, scan: &Scan) -> ReloadOutcome {
+    fn decide(&mut self, scan: &mut Scan) -> ReloadOutcome {
         let has_state = self.status.borrow().has_state();
         if !has_state && !scan.errors.is_empty() && scan.errors.iter().all(files::FileError::is_absence) {
             return self.wait_for(scan);

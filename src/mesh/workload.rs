@@ -12,6 +12,9 @@ use crate::telemetry::PeerLabels;
 /// Service port -> target port. A target of 0 is a named port that each endpoint maps itself.
 pub type PortMap = BTreeMap<u16, u16>;
 
+/// Service -> the endpoint's own ports.
+pub type Memberships = Arc<BTreeMap<ServiceKey, PortMap>>;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     pub uid: Arc<str>,
@@ -35,8 +38,9 @@ pub struct Workload {
     pub locality: Locality,
     /// Load-balancing weight; 0 gets no traffic.
     pub capacity: u32,
-    /// Which services this workload is an endpoint of, with its own port mapping for each.
-    pub services: BTreeMap<ServiceKey, PortMap>,
+    /// Which services this workload is an endpoint of, with its own port mapping for each. All pods of a service say the
+    /// same here, so it is one map for all of them.
+    pub services: Memberships,
     /// Keys (`namespace/name`) of the policies that select this workload.
     pub authorization_policies: Vec<Arc<str>>,
     pub workload_name: Arc<str>,

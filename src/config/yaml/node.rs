@@ -65,7 +65,12 @@ impl Node {
 
     /// Whether two keys are spelt the same, `80` and `"80"` included; collections are never the same key.
     pub(super) fn is_same_key(&self, other: &Self) -> bool {
-        !matches!(self, Self::List(_) | Self::Map(_) | Self::Tagged(_)) && self.as_key() == other.as_key()
+        match (self, other) {
+            // Nearly all keys.
+            (Self::Text(own), Self::Text(other)) => own == other,
+            (Self::List(_) | Self::Map(_) | Self::Tagged(_), _) => false,
+            _ => self.as_key() == other.as_key(),
+        }
     }
 
     /// As a key is spelt in a key path; `?` for lists, maps and tags.

@@ -349,7 +349,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         status: kinds.3,
         locality: Locality { region: more.2.clone(), zone: more.3, subzone: "".into() },
         capacity: kinds.4,
-        services,
+        services: Arc::new(services),
         authorization_policies: vec!["ns/policy".into()],
         workload_name: more.4,
         workload_type: more.2,

@@ -22,8 +22,8 @@ fn scan_of(files: &[(&str, &str)], loader: &Loader) -> Scan {
 }
 
 fn load(loader: &mut Loader, files: &[(&str, &str)]) -> Result<Option<Loaded>, Problems> {
-    let scan = scan_of(files, loader);
-    loader.load(&scan)
+    let mut scan = scan_of(files, loader);
+    loader.load(&mut scan)
 }
 
 fn applied(loader: &mut Loader, files: &[(&str, &str)]) -> Loaded {
@@ -96,8 +96,8 @@ services:
 #[test]
 fn references_that_lead_nowhere_are_named_with_their_lines() {
     let mut loader = Loader::default();
-    let scan = scan_of(&[("a.yaml", REFERENCES)], &loader);
-    assert!(loader.load(&scan).unwrap().is_some());
+    let mut scan = scan_of(&[("a.yaml", REFERENCES)], &loader);
+    assert!(loader.load(&mut scan).unwrap().is_some());
     let found: Vec<String> = loader.dangling(&scan).iter().map(ToString::to_string).collect();
     let want = [
         "a.yaml:16:16: workloads[0].services[\"ns/t.test\"]: unknown service: found \"ns/t.test\"",
@@ -121,8 +121,8 @@ fn of_very_many_references_some_are_shown_and_the_others_counted() {
         };
         "workloads:\n".to_owned() + &(from..from + 80).map(one).collect::<String>()
     };
-    let scan = scan_of(&[("a", &many(0)), ("b", &many(100)), ("c", &many(200))], &loader);
-    assert!(loader.load(&scan).unwrap().is_some());
+    let mut scan = scan_of(&[("a", &many(0)), ("b", &many(100)), ("c", &many(200))], &loader);
+    assert!(loader.load(&mut scan).unwrap().is_some());
     let found = loader.dangling(&scan);
     assert_eq!((found.len(), found[100].to_string()), (101, "c: and 140 more references that lead nowhere".to_owned()));
     assert!(found[..100].iter().all(|problem| problem.line().is_some()));
@@ -248,12 +248,12 @@ fn what_the_scan_could_not_read_refuses_the_load() {
     let mut loader = Loader::default();
     let mut scan = scan_of(&[("a", "workloads: [1]")], &loader);
     scan.errors.push(FileError { path: "b".into(), fault: FileFault::Missing });
-    let problems: Vec<String> = loader.load(&scan).unwrap_err().iter().map(ToString::to_string).collect();
+    let problems: Vec<String> = loader.load(&mut scan).unwrap_err().iter().map(ToString::to_string).collect();
     assert_eq!(problems, ["b: no such file or folder", "a:1:13: workloads[0]: found 1, expected a map"]);
 
     let mut scan = scan_of(&[("a", "{}")], &loader);
     scan.files[0].bytes = None;
-    assert_eq!(loader.load(&scan).unwrap_err().to_string(), "a: changes while it is being read");
+    assert_eq!(loader.load(&mut scan).unwrap_err().to_string(), "a: changes while it is being read");
 }
 
 /// Of 20 files with 1,000 workloads each one changes: one file is parsed, one workload is new memory.
@@ -280,9 +280,9 @@ fn a_change_in_one_of_many_files_costs_that_file() {
     assert_eq!(before.snapshot.workload_count(), 20_000);
 
     files[13].1 = text(13, true);
-    let scan = scan_of(&refs(&files), &loader);
+    let mut scan = scan_of(&refs(&files), &loader);
     assert_eq!(scan.files.iter().filter(|file| file.bytes.is_some()).count(), 1, "the others are known");
-    let after = loader.load(&scan).unwrap().unwrap();
+    let after = loader.load(&mut scan).unwrap().unwrap();
     assert_eq!(after.changes, 1);
     let replaced =
         before.snapshot.workloads().filter(|old| !Arc::ptr_eq(old, after.snapshot.workload_by_uid(&old.uid).unwrap()));
@@ -376,4 +376,48 @@ fn thousands_on_one_address_and_in_one_service() {
     let loaded = applied(&mut Loader::default(), &[("a", &text)]);
     assert_eq!(loaded.snapshot.undefined_services().count(), 1);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+/// The state is the same, and what is wrong with it is found again on disk.
+#[test]
+fn the_texts_of_a_large_state_are_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let padding = format!("# {}\n", "x".repeat(KEPT_TEXTS / 4));
+    let texts: Vec<(String, String)> = (0..5)
+        .map(|file| {
+            let path = dir.path().join(format!("{file}.yaml")).to_str().unwrap().to_owned();
+            let text = format!("{padding}{}", workloads(&[&format!("u{file}")]));
+            std::fs::write(&path, &text).unwrap();
+            (path, text)
+        })
+        .collect();
+    let files: Vec<(&str, &str)> = texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let mut loader = Loader::default();
+    let mut scan = scan_of(&files, &loader);
+    assert_eq!(loader.load(&mut scan).unwrap().unwrap().snapshot.workload_count(), 5);
+    assert!(scan.files.iter().all(|file| file.bytes.is_none()));
+
+    let twice = dir.path().join("6.yaml").to_str().unwrap().to_owned();
+    std::fs::write(&twice, &files[4].1).unwrap();
+    let all = [&files[..], &[(twice.as_str(), files[4].1)]].concat();
+    let problems = refused(&mut Loader::default(), &all);
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].starts_with(&format!("{twice}:3:3: workloads[0]: duplicate uid")), "{problems:?}");
+}
+
+/// However many threads: the problems are in the order of the files, and the state is the same.
+#[test]
+fn many_files_are_as_one_after_the_other() {
+    let bad = |file: usize| file % 7 == 3;
+    let text = |file: usize| {
+        if bad(file) { "workloads: [1]".to_owned() } else { workloads(&[&format!("a{file}"), &format!("b{file}")]) }
+    };
+    let texts: Vec<(String, String)> = (0..64).map(|file| (format!("{file:02}"), text(file))).collect();
+    let files: Vec<(&str, &str)> = texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    let problems = refused(&mut Loader::default(), &files);
+    let want: Vec<String> = (0..64).filter(|file| bad(*file)).map(|file| format!("{file:02}:1:13")).collect();
+    assert!(problems.iter().zip(&want).all(|(problem, want)| problem.starts_with(want)), "{problems:?}");
+    assert_eq!(problems.len(), want.len());
+    let good: Vec<(&str, &str)> = files.iter().enumerate().filter(|(file, _)| !bad(*file)).map(|(_, it)| *it).collect();
+    assert_eq!(applied(&mut Loader::default(), &good).snapshot.workload_count(), 2 * good.len());
 }

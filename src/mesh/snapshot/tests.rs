@@ -85,7 +85,7 @@ fn the_services_of_a_workload_named_by_either_side() {
         let endpoints = uids.iter().map(|uid| explicit(uid)).collect();
         Change::PutService(Arc::new(ServiceSpec { service: Arc::new(service("s", name)), endpoints }))
     };
-    let naming = |names: &[&str]| names.iter().map(|name| (key("s", name), BTreeMap::new())).collect();
+    let naming = |names: &[&str]| Arc::new(names.iter().map(|name| (key("s", name), BTreeMap::new())).collect());
     let snapshot = build([
         put(Workload { services: naming(&["a", "both", "undefined"]), ..workload("w") }),
         put(workload("other")),
@@ -223,7 +223,7 @@ fn a_host_name_has_no_case_and_no_trailing_dot() {
 fn endpoints_follow_workloads_and_services_whoever_comes_first() {
     let member = |uid: &str, status| {
         let services = BTreeMap::from([(key("a", "web"), BTreeMap::from([(80, 1)]))]);
-        put(Workload { services, status, ..workload(uid) })
+        put(Workload { services: Arc::new(services), status, ..workload(uid) })
     };
     let explicit = |uid: &str| ExplicitEndpoint {
         workload_uid: uid.into(),
@@ -354,7 +354,7 @@ fn one_change_among_many_shares_the_rest() {
     let hostname = |n: usize| format!("s{n}.example");
     let member = |n: usize, capacity: u32| Workload {
         ips: vec![IpAddr::from(u32::try_from(n).unwrap().to_be_bytes())],
-        services: BTreeMap::from([(key("a", &hostname(n % SERVICES)), BTreeMap::new())]),
+        services: Arc::new(BTreeMap::from([(key("a", &hostname(n % SERVICES)), BTreeMap::new())])),
         capacity,
         ..workload(&format!("u{n:06}"))
     };
@@ -415,7 +415,7 @@ fn any_workload() -> impl Strategy<Value = Arc<Workload>> {
                 hostname: ["", "x.example", "X.example."][usize::from(status)].into(),
                 namespace: NAMESPACES[namespace].into(),
                 ips,
-                services,
+                services: Arc::new(services),
                 authorization_policies: lists.iter().map(|key| (*key).into()).collect(),
                 capacity,
                 protocol: if hbone { Protocol::Hbone } else { Protocol::Tcp },
