@@ -26,6 +26,7 @@ pub mod original_dst;
 pub mod outbound;
 pub mod pool;
 pub mod proxy_header;
+pub mod rate;
 pub mod registry;
 pub mod relay;
 pub mod resolve;

@@ -38,6 +38,7 @@ use crate::proxy::accept::Exhaustion;
 use crate::proxy::balance::eject::Ejections;
 use crate::proxy::handshakes::Slots;
 use crate::proxy::limits::ConnectionLimits;
+use crate::proxy::rate::Rates;
 use crate::proxy::worker::{self, Command, Post, Shared};
 use crate::telemetry::door::Scope;
 use crate::telemetry::metrics::Metrics;
@@ -118,6 +119,7 @@ impl Daemon {
             own_ports: doors.own_ports.clone(),
             budget: Budget::new(machine.open_files.unwrap_or(u64::MAX), descriptors::open_now()),
             limits: ConnectionLimits::default(),
+            rates: Rates::default(),
             ejections: Ejections::default(),
             handshakes: Slots::new(settings.limits.handshakes),
             windows: Windows::new(),

@@ -37,6 +37,11 @@ pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics
         of(|shared| count(shared.handshakes.running())),
     );
     metrics.register_gauge(
+        "adit_source_rate_keys",
+        "Sources whose new connections are counted against limits.sourceRate",
+        of(|shared| count(shared.rates.keys())),
+    );
+    metrics.register_gauge(
         "adit_tunnel_window_bytes",
         "Bytes that the peers of tunnels may send before an application takes any",
         of(|shared| count(shared.windows.granted())),

@@ -12,6 +12,7 @@ mod outbox;
 
 pub use outbox::Chunk;
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
 use crate::hbone::tunnel::Lease;
-use crate::net::buffers::Buffer;
+use crate::net::buffers::{self, Buffer};
 use crate::telemetry::TunnelEnd;
 
 use outbox::Outbox;
@@ -160,6 +161,26 @@ impl Stream {
     pub fn send(&mut self, buffer: Buffer, count: usize) -> Result<(), StreamError> {
         let chunk = Chunk::new(&self.outbox, buffer, count);
         self.send.send_data(chunk, false).or(Err(StreamError::TunnelLost))
+    }
+
+    /// Sends bytes that are not the connection's own, before any of those, and waits until they are passed on. They do not
+    /// count as moved.
+    ///
+    /// # Errors
+    /// When the sending half is closed, or ends meanwhile.
+    pub async fn send_first(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
+        while !bytes.is_empty() {
+            let capacity = poll_fn(|cx| self.poll_capacity(cx)).await?;
+            let mut buffer = buffers::lend();
+            let (now, later) = bytes.split_at(bytes.len().min(capacity).min(buffer.len()));
+            buffer.iter_mut().zip(now).for_each(|(place, byte)| *place = *byte);
+            self.send(buffer, now.len())?;
+            bytes = later;
+        }
+        self.give_back();
+        poll_fn(|cx| self.poll_taken(cx)).await?;
+        let _not_the_connections = self.take_moved();
+        Ok(())
     }
 
     /// Queues END_STREAM: the end of this direction, and of nothing else.

@@ -91,7 +91,8 @@ fn record(entry: &Entry, ending: Ending) -> Box<AccessRecord> {
     let moved = Direction::BOTH.into_iter().any(|direction| entry.bytes(direction) > 0);
     Box::new(AccessRecord {
         at: SystemTime::now(),
-        downstream: Some(entry.peer.socket_addr()),
+        downstream: Some(facts.client.unwrap_or(entry.peer).socket_addr()),
+        proxy: facts.client.map(|_| entry.peer.socket_addr()),
         original_dst: facts.original_dst.map(|dst| dst.socket_addr()),
         upstream: facts.upstream.map(|upstream| upstream.socket_addr()),
         requested: ending.requested,

@@ -3,20 +3,30 @@
 //! Only addresses of this network namespace are dialled, and under `inbound.plaintext: deny` only the ports that may be
 //! reached outside a tunnel; fails closed. The application sees the client's address where
 //! `preserveSource` allows it.
+//!
+//! Peers that `inbound.proxyProtocolFrom` names must say in a PROXY protocol header whom they speak for; that is then the
+//! client, for policy, limits, logs and the application. From others no byte is looked at: what looks like a header is the
+//! application's. The header's destination is not believed, and loops are recognised by the socket's own ends.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tokio::net::TcpStream;
+
 use crate::config::settings::{Plaintext, PreserveSource};
-use crate::net::address::{UpstreamAddr, canonical};
+use crate::net::address::{PeerAddr, UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, connect};
 use crate::proxy::gate::{pass, served};
 use crate::proxy::original_dst::original_dst;
-use crate::proxy::registry::{State, Who};
+use crate::proxy::proxy_header::read_header;
+use crate::proxy::rate::Key;
+use crate::proxy::registry::{Entry, State, Who};
 use crate::proxy::resolve::{Carriage, Target};
+use crate::proxy::worker::Worker;
 use crate::telemetry::CloseReason;
 
 /// From an accepted socket to an established one to the application.
@@ -39,14 +49,15 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     if settings.inbound.plaintext == Plaintext::Deny && !settings.inbound.plaintext_ports.contains(&dst.port()) {
         return Err(CloseReason::PlaintextDenied.into());
     }
+    let client = identify(entry, downstream).await?;
     served(worker).await?;
-    let who = Who { identity: None, source: entry.peer.ip(), destination: dst.ip(), port: dst.port() };
+    note_source(worker, entry, client)?;
+    let who = Who { identity: None, source: client.ip(), destination: dst.ip(), port: dst.port() };
     let permit = pass(worker, entry, who)?;
-    let source = source_to_borrow(worker, settings.preserve_source, entry.peer.ip())?;
+    let source = source_to_borrow(worker, settings.preserve_source, client.ip(), dst.ip())?;
     let workload = {
         let snapshot = worker.snapshot();
         let mut facts = entry.facts.borrow_mut();
-        facts.source = labels_of(snapshot.workload(&settings.network, entry.peer.ip()));
         let workload = snapshot
             .workload(&settings.network, dst.ip())
             .or_else(|| snapshot.local_workload(&settings.workload, &settings.node))
@@ -61,7 +72,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
         target: &target,
         permit,
         dst,
-        client: entry.peer,
+        client,
         downstream: Some(downstream),
         network: &settings.network,
         limits: &settings.connect,
@@ -74,15 +85,42 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     result
 }
 
-/// The client's address, if the application is to see it. An address of our own is not borrowed: its connection is
-/// local already, and answers would not come back to adit.
+/// Who connects: the peer, or whom it names, if it is one that must.
+async fn identify(entry: &Entry, downstream: &TcpStream) -> Result<PeerAddr, ConnectError> {
+    let inbound = &entry.settings.inbound;
+    let peer = entry.peer.ip();
+    if inbound.proxy_protocol_from.iter().any(|range| range.contains(&peer))
+        && let Some((source, _)) = read_header(downstream, inbound.proxy_protocol_timeout).await?
+    {
+        entry.facts.borrow_mut().client = Some(PeerAddr::new(source));
+    }
+    Ok(entry.client())
+}
+
+/// What the state knows of the client, which must not connect more often than it may.
+fn note_source(worker: &Worker, entry: &Entry, client: PeerAddr) -> Result<(), CloseReason> {
+    let snapshot = worker.snapshot();
+    let known = snapshot.workload(&entry.settings.network, client.ip());
+    entry.facts.borrow_mut().source = labels_of(known);
+    worker.shared.rates.admit(&entry.settings.limits, || {
+        known.map_or_else(|| Key::Address(client.ip()), |workload| Key::Workload(Arc::clone(&workload.uid)))
+    })
+}
+
+/// The client's address, if the application at `dst` is to see it. An address of our own is not borrowed: its connection is
+/// local already, and answers would not come back to adit. Nor can one of the other family be, which a load balancer may name.
 pub(super) fn source_to_borrow(
-    worker: &crate::proxy::worker::Worker,
+    worker: &Worker,
     preserve: PreserveSource,
     client: IpAddr,
+    dst: IpAddr,
 ) -> Result<Option<IpAddr>, ConnectError> {
     if preserve == PreserveSource::Off || worker.is_local(client) {
         return Ok(None);
+    }
+    if client.is_ipv4() != dst.is_ipv4() {
+        let required = preserve == PreserveSource::Require;
+        return if required { Err(CloseReason::SourceUnavailable.into()) } else { Ok(None) };
     }
     match (worker.shared.can_borrow_source[usize::from(client.is_ipv6())].load(Ordering::Relaxed), preserve) {
         (true, _) => Ok(Some(client)),

@@ -14,6 +14,8 @@ use crate::proxy::account::labels_of;
 use crate::proxy::authorize::Permit;
 use crate::proxy::connect::{ConnectError, Connected, Request, Tunnelled, Via, connect};
 use crate::proxy::original_dst::original_dst;
+use crate::proxy::proxy_header::introduce;
+use crate::proxy::rate::Key;
 use crate::proxy::registry::{State, Using};
 use crate::proxy::resolve::{Question, Target, resolve};
 use crate::proxy::review::look_for_endpoint;
@@ -58,7 +60,7 @@ fn is_own_socket(worker: &Worker, ends: Ends) -> bool {
 /// Resolves `dst` in the current snapshot and notes both ends in the connection's facts.
 pub(super) fn look_up(opening: &Opening<'_>, dst: OriginalDst) -> Result<Target, ConnectError> {
     let snapshot = opening.worker.snapshot();
-    note_source(opening, &snapshot);
+    note_source(opening, &snapshot)?;
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
     let question = question(opening, &snapshot, dst);
     opening.worker.with_random(|random| resolve(&snapshot, &question, random)).map_err(ConnectError::from)
@@ -77,10 +79,16 @@ pub(super) fn question<'a>(opening: &'a Opening<'_>, snapshot: &'a Snapshot, dst
 }
 
 /// The source of what leaves is the workload that this daemon serves, whatever address the client has.
-pub(super) fn note_source(opening: &Opening<'_>, snapshot: &Snapshot) {
-    let settings = &opening.settings;
+///
+/// # Errors
+/// It makes more connections than it may.
+pub(super) fn note_source(opening: &Opening<'_>, snapshot: &Snapshot) -> Result<(), CloseReason> {
+    let Opening { worker, entry, settings, .. } = opening;
     let local = snapshot.local_workload(&settings.workload, &settings.node);
-    opening.entry.facts.borrow_mut().source = labels_of(local);
+    entry.facts.borrow_mut().source = labels_of(local);
+    worker.shared.rates.admit(&settings.limits, || {
+        local.map_or_else(|| Key::Address(entry.peer.ip()), |workload| Key::Workload(Arc::clone(&workload.uid)))
+    })
 }
 
 /// Connects to a resolved target and notes where that led.
@@ -121,6 +129,15 @@ pub(super) async fn connect_within(
         way: Way::Out,
     };
     let mut result = connect(worker, &request, attempts).await;
+    if let (Ok(connected), Target::Service { state, .. }) = (&mut result, target)
+        && let Some(version) = state.service.proxy_protocol
+    {
+        // Boxed: few connections need it.
+        let introducing = introduce(&mut connected.via, version, entry.peer.socket_addr(), dst.socket_addr());
+        if let Err(error) = Box::pin(introducing).await {
+            result = Err(error);
+        }
+    }
     if let Ok(Connected { workload: Some(workload), using, .. }) = &mut result {
         entry.set_using(Using { workload: Arc::clone(workload), counted: std::mem::take(using) });
         // It may have left while it was connected to.

@@ -67,6 +67,8 @@ pub enum State {
 /// What is known of a connection's ends; filled in stage by stage.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
+    /// Whom a PROXY protocol header names; nothing where the client is the socket's peer.
+    pub client: Option<PeerAddr>,
     pub original_dst: Option<OriginalDst>,
     pub upstream: Option<UpstreamAddr>,
     pub source: Option<Arc<PeerLabels>>,
@@ -172,6 +174,12 @@ impl Entry {
             killed: Cell::new(None),
             waker: RefCell::new(None),
         }
+    }
+
+    /// Who makes the connection: the peer, or whom a trusted peer has named.
+    #[must_use]
+    pub fn client(&self) -> PeerAddr {
+        self.facts.borrow().client.unwrap_or(self.peer)
     }
 
     pub fn set_state(&self, state: State) {

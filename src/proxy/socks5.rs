@@ -220,7 +220,7 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
     let vip = state.service.vips.iter().find(|(network, _)| *network == settings.network);
     let ip = vip.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |(_, ip)| *ip);
     let dst = OriginalDst::new(SocketAddr::new(ip, port));
-    note_source(opening, &snapshot);
+    note_source(opening, &snapshot)?;
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
     let question = question(opening, &snapshot, dst);
     let target = opening.worker.with_random(|random| of_service(&snapshot, &question, state, random))?;

@@ -39,6 +39,7 @@ use crate::proxy::hostnames::{Hostnames, System};
 use crate::proxy::limits::{Admitted, ConnectionLimits};
 use crate::proxy::loops::OwnPorts;
 use crate::proxy::pool::Pool;
+use crate::proxy::rate::Rates;
 use crate::proxy::registry::Registry;
 use crate::proxy::tunnelled::Arrived;
 use crate::telemetry::log::LogHandle;
@@ -70,6 +71,8 @@ pub struct Shared {
     pub own_ports: OwnPorts,
     pub budget: Budget,
     pub limits: ConnectionLimits,
+    /// How many connections each source has made lately.
+    pub rates: Rates,
     pub ejections: Ejections,
     pub handshakes: Slots,
     /// What the peers of all tunnels may send before an application takes it.

@@ -31,6 +31,8 @@ pub struct AccessRecord {
     pub at: SystemTime,
     pub door: Door,
     pub downstream: Option<SocketAddr>,
+    /// The peer that has named the client in a PROXY protocol header.
+    pub proxy: Option<SocketAddr>,
     pub original_dst: Option<SocketAddr>,
     /// What was dialled last.
     pub upstream: Option<SocketAddr>,
@@ -80,6 +82,7 @@ impl AccessRecord {
             at: SystemTime::now(),
             door,
             downstream: None,
+            proxy: None,
             original_dst: None,
             upstream: None,
             requested: None,
@@ -127,6 +130,7 @@ impl AccessRecord {
 
     fn write_peers(&self, line: &mut Line<'_>) {
         optional(line, "src.addr", self.downstream);
+        optional(line, "peer.addr", self.proxy);
         known(line, "src.workload", workload_name(&self.source));
         known(line, "src.namespace", &self.source.namespace);
         known(line, "src.cluster", &self.source.cluster);

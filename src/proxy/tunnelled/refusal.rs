@@ -28,6 +28,12 @@ impl Refusal {
         Self { reason, answer, detail: None }
     }
 
+    /// The source makes more connections than it may.
+    pub(super) fn too_many() -> Self {
+        let reason = CloseReason::RateLimited;
+        Self { reason, answer: Answer::Status(StatusCode::TOO_MANY_REQUESTS, reason.as_str()), detail: None }
+    }
+
     /// What adit itself ends before there is an answer.
     pub(super) fn killed(reason: CloseReason) -> Self {
         Self { reason, answer: Answer::Reset(Reason::CANCEL), detail: None }

@@ -13,7 +13,6 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -36,7 +35,8 @@ use crate::proxy::gate::{pass, served};
 use crate::proxy::inbound::source_to_borrow;
 use crate::proxy::limits::Admitted;
 use crate::proxy::next_hop::{NextHop, Question, Refusal as NoHop, next_hop};
-use crate::proxy::proxy_header::proxy_v2;
+use crate::proxy::proxy_header::{HEADER_WITHIN, proxy_v2};
+use crate::proxy::rate::Key;
 use crate::proxy::registry::{Entry, Registered, State, Who};
 use crate::proxy::relay::reset;
 use crate::proxy::resolve::{Carriage, Target};
@@ -45,9 +45,6 @@ use crate::proxy::tunnelled::{Ends, close_reason, pump};
 use crate::proxy::worker::Worker;
 use crate::telemetry::access::Attempt;
 use crate::telemetry::{CloseReason, Door, PeerLabels, SecurityPolicy};
-
-/// For a PROXY header, which always fits into a new socket.
-const HEADER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Lets the stream in and starts its task, or refuses it.
 pub(super) fn carry(worker: &Rc<Worker>, ends: &Rc<Ends>, asked: Asked) {
@@ -213,6 +210,8 @@ async fn open(
         };
         let hop = next_hop(&snapshot, &question, |address| worker.is_own(address));
         note_ends(entry, ends, &snapshot, &local, asked.claims, hop.as_ref().ok());
+        let admitted = worker.shared.rates.admit(&settings.limits, || rate_key(&snapshot, entry, ends));
+        admitted.map_err(|_limited| Refusal::too_many())?;
         (local, hop?)
     };
     // By the port that was asked for, the peer's address and its verified identity, never by claims.
@@ -229,7 +228,7 @@ async fn open(
     let source = match hop.proxy_target {
         // On loopback; the header says who it is.
         Some(_) => None,
-        None => source_to_borrow(worker, settings.preserve_source, entry.peer.ip())?,
+        None => source_to_borrow(worker, settings.preserve_source, entry.peer.ip(), hop.address.ip())?,
     };
     entry.set_state(State::Connecting);
     let (address, workload) = (hop.address, Some(Arc::clone(&local)));
@@ -254,6 +253,16 @@ async fn open(
     let client = entry.peer.socket_addr();
     let header = hop.proxy_target.map(|target| proxy_v2(client, target, Some(&ends.peer)));
     Ok(Opened { dialled, baggage: ends.baggage.of(&local), header })
+}
+
+/// The workload that has the address and the identity of the peer; behind a gateway, and of whoever is not in the state, only the
+/// identity is known.
+fn rate_key(snapshot: &Snapshot, entry: &Entry, ends: &Ends) -> Key {
+    let known = snapshot.workload(&entry.settings.network, entry.peer.ip());
+    match known.filter(|workload| workload.labels.principal == ends.peer) {
+        Some(workload) => Key::Workload(Arc::clone(&workload.uid)),
+        None => Key::Identity(Arc::clone(&ends.peer)),
+    }
 }
 
 /// What is known before the request is understood.

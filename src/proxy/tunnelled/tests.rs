@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -254,6 +254,34 @@ fn streams_beyond_the_limit_are_refused_and_the_tunnel_stays() {
         until("the first has gone", || world.live() == 1).await;
         let (third, _send) = client.connect(&address).await;
         assert_eq!(third.status(), 200);
+    });
+}
+
+#[test]
+fn streams_beyond_the_rate_of_their_source_are_refused_and_the_tunnel_stays() {
+    run(async {
+        let world = World::with(MESH, |settings| {
+            settings.limits.source_rate = NonZeroU32::new(1);
+            settings.limits.source_burst = NonZeroU32::new(2).expect("not zero");
+        });
+        let (closed, nobody) = application();
+        drop(closed);
+        let mut client = world.client().await;
+        let (connected, limited) = ((503, "connect_refused".to_owned()), (429, "rate_limited".to_owned()));
+        // The clock goes on meanwhile, and may bring some back.
+        for tried in 1..=100 {
+            let (response, _send) = client.connect(&nobody).await;
+            let answer = refusal(&response);
+            if answer == limited {
+                assert!(tried > 2, "the burst is two");
+                break;
+            }
+            assert_eq!(answer, connected);
+            assert!(tried < 100, "a hundred within a few seconds");
+        }
+        world.wait_closed(CloseReason::RateLimited, 1).await;
+        drop(client);
+        world.ends().await;
     });
 }
 

@@ -322,7 +322,7 @@ fn info(entry: &Entry, now: Instant) -> ConnectionInfo {
         id: entry.id,
         direction: entry.door.direction(),
         listener: entry.door,
-        downstream: entry.peer.socket_addr(),
+        downstream: facts.client.unwrap_or(entry.peer).socket_addr(),
         original_dst: facts.original_dst.map(|dst| dst.socket_addr()),
         upstream: facts.upstream.map(|upstream| upstream.socket_addr()),
         source: peer(&facts.source),

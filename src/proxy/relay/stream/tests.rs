@@ -645,3 +645,41 @@ fn a_stream_that_is_dropped_unfinished_is_cancelled() {
         assert_eq!(far.read_all().await, (Vec::new(), code(Reason::CANCEL)));
     });
 }
+
+/// What is sent ahead comes first, whole, and is not the connection's.
+#[test]
+fn what_is_sent_first_does_not_count() {
+    both_sides(|side| async move {
+        for length in [0, 1, 52, 4112, 200_000] {
+            let shared = tunnel(side, Options::default()).await;
+            let (mut stream, mut far) = shared.stream().await;
+            let (ahead, own) = (noise(length, 3), noise(1000, 4));
+            stream.send_first(&ahead).await.expect("sent");
+            assert_eq!((stream.take_moved(), stream.queued()), (0, 0), "{length} bytes ahead");
+            let mut buffer = buffers::lend();
+            buffer[..own.len()].copy_from_slice(&own);
+            poll_fn(|cx| stream.poll_capacity(cx)).await.expect("capacity");
+            stream.send(buffer, own.len()).expect("send");
+            stream.finish().expect("finish");
+            let got = far.read_all().await;
+            assert!(got.0 == [ahead, own].concat(), "{length} bytes ahead");
+            poll_fn(|cx| stream.poll_taken(cx)).await.expect("taken");
+            assert_eq!(stream.take_moved(), 1000);
+        }
+    });
+}
+
+#[test]
+fn nothing_is_sent_first_into_a_stream_that_is_over() {
+    both_sides(|side| async move {
+        let shared = tunnel(side, Options::default()).await;
+        let (mut stream, mut far) = shared.stream().await;
+        far.send.send_reset(Reason::CANCEL);
+        poll_fn(|cx| match stream.poll_receive(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            _ => Poll::Pending,
+        })
+        .await;
+        assert!(stream.send_first(b"PROXY UNKNOWN\r\n").await.is_err());
+    });
+}

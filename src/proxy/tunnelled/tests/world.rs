@@ -171,6 +171,7 @@ impl World {
             own_ports: OwnPorts::new([door.port()]),
             budget: Budget::new(1024, 0),
             limits,
+            rates: Default::default(),
             ejections: crate::proxy::balance::eject::Ejections::default(),
             log: logger.handle(),
             families,
