@@ -64,10 +64,7 @@ fn run() -> Result<bool> {
         && inside == INSIDE
     {
         let it = measure(workloads.parse().context("a number of workloads")?)?;
-        println!(
-            "{} {} {} {} {} {}",
-            it.files, it.load_us, it.peak_kib, it.resident_kib, it.change_us, it.decide_ns
-        );
+        println!("{} {} {} {} {} {}", it.files, it.load_us, it.peak_kib, it.resident_kib, it.change_us, it.decide_ns);
         return Ok(true);
     }
     let check = arguments.iter().position(|argument| argument == "--check").map(|at| arguments.remove(at)).is_some();
@@ -135,7 +132,8 @@ async fn load_and_change(folder: &Path, size: Size, files: usize) -> Result<Meas
     let decide_ns = decide::nanos(&snapshot, size)?;
     drop(snapshot);
     let (_requests, receiver) = mpsc::channel(1);
-    let running = tokio::spawn(initial.source.run(receiver, Lifecycle::default()));
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(initial.source.run(receiver, Lifecycle::default()));
     let mut times = Vec::new();
     for change in 0..CHANGES {
         let weight = u32::try_from(change).unwrap_or_default() + 50;
@@ -148,7 +146,7 @@ async fn load_and_change(folder: &Path, size: Size, files: usize) -> Result<Meas
         // So that the next change is one of its own.
         tokio::time::sleep(pace.settle * 3).await;
     }
-    running.abort();
+    tasks.abort_all();
     times.sort_unstable();
     let change_us = times.get(CHANGES / 2).map_or(0, |median| micros(*median));
     Ok(Measured { files, load_us, peak_kib, resident_kib, change_us, decide_ns })

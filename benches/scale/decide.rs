@@ -24,8 +24,9 @@ pub(crate) fn nanos(snapshot: &Snapshot, size: Size) -> Result<u64> {
     for round in 0..ROUNDS {
         let mut random = fastrand::Rng::with_seed(u64::try_from(round)?);
         // The plans of the services that are asked for exist, as those in use do.
-        let asked: Vec<(usize, usize)> =
-            (0..DECISIONS).map(|_| (random.usize(0..size.workloads), random.usize(0..size.services.min(100)))).collect();
+        let asked: Vec<(usize, usize)> = (0..DECISIONS)
+            .map(|_| (random.usize(0..size.workloads), random.usize(0..size.services.min(100))))
+            .collect();
         let decided = asked.iter().filter(|(from, to)| decide(snapshot, *from, *to, &mut random)).count();
         ensure!(decided > DECISIONS / 2, "only {decided} of {DECISIONS} led to an endpoint");
         let start = Instant::now();
@@ -50,13 +51,7 @@ fn decide(snapshot: &Snapshot, from: usize, to: usize, random: &mut fastrand::Rn
     };
     let Ok(Target::Service { state, port }) = resolve(snapshot, &question, random) else { return false };
     let Some(candidates) = state.plan().candidates(port, Mode::Standard) else { return false };
-    let asking = Asking {
-        source: question.source,
-        tried: &[],
-        limit: None,
-        trial: Duration::from_secs(15),
-        now_ms: 1,
-    };
+    let asking = Asking { source: question.source, tried: &[], limit: None, trial: Duration::from_secs(15), now_ms: 1 };
     let Ok(drawn) = draw(candidates, &asking, random) else { return false };
     let workload = &drawn.endpoint.workload;
     let subject = Subject {
@@ -65,6 +60,6 @@ fn decide(snapshot: &Snapshot, from: usize, to: usize, random: &mut fastrand::Rn
         destination: workload.ips.first().copied().unwrap_or(dst.ip()),
         port,
     };
-    black_box(authorize(&snapshot.policies_for(workload), &subject, OnMissing::Deny));
+    let _decision = black_box(authorize(&snapshot.policies_for(workload), &subject, OnMissing::Deny));
     true
 }

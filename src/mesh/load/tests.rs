@@ -398,7 +398,7 @@ fn the_texts_of_a_large_state_are_not_kept() {
     assert!(scan.files.iter().all(|file| file.bytes.is_none()));
 
     let twice = dir.path().join("6.yaml").to_str().unwrap().to_owned();
-    std::fs::write(&twice, &files[4].1).unwrap();
+    std::fs::write(&twice, files[4].1).unwrap();
     let all = [&files[..], &[(twice.as_str(), files[4].1)]].concat();
     let problems = refused(&mut Loader::default(), &all);
     assert_eq!(problems.len(), 1);

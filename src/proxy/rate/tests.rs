@@ -14,10 +14,12 @@ fn address(n: u32) -> Key {
     Key::Address(std::net::Ipv4Addr::from(n).into())
 }
 
-/// (rate, burst, moments in milliseconds, who may)
+/// Rate, burst, and for moments in milliseconds whether somebody may then.
+type Row = (u32, u32, &'static [(u64, bool)]);
+
 #[test]
 fn a_bucket_gives_its_burst_and_then_its_rate() {
-    let rows: [(u32, u32, &[(u64, bool)]); 6] = [
+    let rows: [Row; 6] = [
         (10, 1, &[(0, true), (0, false), (99, false), (100, true), (150, false), (200, true)]),
         (10, 3, &[(0, true), (0, true), (0, true), (0, false), (100, true), (100, false), (350, true), (350, true)]),
         // It holds no more than its burst, however long nobody comes.

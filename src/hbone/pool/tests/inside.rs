@@ -12,7 +12,7 @@ use tokio::task::spawn_local;
 use super::*;
 use crate::hbone::carried::Carried;
 use crate::hbone::request::accepted;
-use crate::hbone::server::{Arrival, Asked, Proven, arrive};
+use crate::hbone::server::{Arrival, Asked, Proven, Reached, arrive};
 use crate::hbone::stream::Chunk;
 use crate::hbone::tunnel::{About, Pulse, Tunnel, Wire, drive};
 use crate::hbone::window::Windows;
@@ -45,7 +45,7 @@ fn serve(tls: &Arc<TlsGeneration>, take: impl Fn(Asked, Rc<Tunnel>) + Clone + 's
 
 async fn tunnel(socket: TcpStream, tls: Arc<TlsGeneration>, take: impl Fn(Asked, Rc<Tunnel>) + 'static) {
     let peer = socket.peer_addr().expect("address");
-    let arrived = Box::pin(arrive(socket, &tls, &Limits::default(), &Windows::new())).await;
+    let arrived = Box::pin(arrive(socket, &tls, &Limits::default(), &Windows::new(), &Cell::new(Reached::START))).await;
     let Ok((Proven { peer: identity, chain, handle }, arrival)) = arrived else { return };
     let about = About { role: Role::Server, peer, local: peer, identity, chain, generation: 1 };
     let tunnel = Tunnel::new(about, Rc::clone(&arrival.meter));

@@ -7,8 +7,8 @@ use crate::net::listen::tests::loopback_listener;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A client, and what was accepted from it.
-async fn pair() -> (Client, TcpStream) {
+/// A client, and what was accepted from it. Needs a reactor.
+fn pair() -> (Client, TcpStream) {
     let listener = loopback_listener();
     let client = Client::connect(listener.local_addr().expect("address")).expect("connect");
     client.set_nodelay(true).expect("TCP_NODELAY");
@@ -41,7 +41,7 @@ fn headers() -> [(Vec<u8>, Option<Ends>); 4] {
 #[tokio::test]
 async fn what_follows_the_header_is_left_alone() {
     for (header, want) in headers() {
-        let (mut client, accepted) = pair().await;
+        let (mut client, accepted) = pair();
         let payload = vec![b'x'; 10_000];
         client.write_all(&[&header[..], &payload].concat()).expect("write");
         drop(client);
@@ -53,7 +53,7 @@ async fn what_follows_the_header_is_left_alone() {
 #[tokio::test]
 async fn a_byte_at_a_time() {
     for (header, want) in headers() {
-        let (mut client, accepted) = pair().await;
+        let (mut client, accepted) = pair();
         let (taken, next) = std::sync::mpsc::sync_channel::<()>(0);
         let bytes = [&header[..], b"!"].concat();
         let writer = std::thread::spawn(move || {
@@ -73,7 +73,7 @@ async fn a_byte_at_a_time() {
 #[tokio::test]
 async fn who_sends_nothing_or_too_little_runs_out_of_time() {
     for sent in [&b""[..], b"PROXY TCP4 10.0.0.1 ", b"\r\n\r\n\0\r\nQUIT\n\x21"] {
-        let (mut client, accepted) = pair().await;
+        let (mut client, accepted) = pair();
         client.write_all(sent).expect("write");
         let begun = std::time::Instant::now();
         let error = read_header(&accepted, Duration::from_millis(50)).await.expect_err("no header");
@@ -85,7 +85,7 @@ async fn who_sends_nothing_or_too_little_runs_out_of_time() {
 
 #[tokio::test]
 async fn no_busy_loop_while_it_waits() {
-    let (mut client, accepted) = pair().await;
+    let (mut client, accepted) = pair();
     client.write_all(b"PROXY TCP4 10.0.0.1 ").expect("write");
     let before = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let error = read_header(&accepted, Duration::from_millis(300)).await.expect_err("no header");
@@ -98,7 +98,7 @@ async fn no_busy_loop_while_it_waits() {
 #[tokio::test]
 async fn garbage_is_refused_without_waiting() {
     for sent in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 300.0.0.1 ", b"\r\n\r\n\0\r\nQUIT\n\x31"] {
-        let (mut client, accepted) = pair().await;
+        let (mut client, accepted) = pair();
         client.write_all(sent).expect("write");
         let error = read_header(&accepted, LONG).await.expect_err("no header");
         assert!(matches!(error, HeaderError::Malformed(_)), "{error:?}");
@@ -110,7 +110,7 @@ async fn garbage_is_refused_without_waiting() {
 
 #[tokio::test]
 async fn a_client_that_leaves_is_gone() {
-    let (mut client, accepted) = pair().await;
+    let (mut client, accepted) = pair();
     client.write_all(b"PROXY ").expect("write");
     drop(client);
     let error = read_header(&accepted, LONG).await.expect_err("no header");
