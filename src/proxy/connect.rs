@@ -5,6 +5,7 @@
 //! stage ends, so every retry is safe. A client that resets ends the attempt; its FIN alone does not.
 
 mod candidates;
+mod learn;
 mod tunnel;
 
 pub use tunnel::Tunnelled;
@@ -30,6 +31,7 @@ use crate::proxy::authorize::Permit;
 use crate::proxy::balance::Picked;
 use crate::proxy::balance::draw::{self, draw};
 use crate::proxy::connect::candidates::Tried;
+use crate::proxy::connect::learn::learn;
 use crate::proxy::relay::reset;
 use crate::proxy::resolve::endpoint::Place;
 use crate::proxy::resolve::route::{Asking, Candidate, Route, RouteError};
@@ -212,40 +214,6 @@ fn count_at(workload: &Workload, limit: Option<NonZeroU32>, tried: &mut Tried) -
     let in_use = live.take(limit).ok_or(CloseReason::EndpointLimit)?;
     tried.picked = vec![Picked { live, among: None, in_use }];
     Ok(())
-}
-
-/// Notes what a try has shown of the endpoints that were picked for it.
-fn learn(worker: &Worker, picked: &[Picked], failure: Option<CloseReason>, attempts: &[Attempt]) {
-    let Some(attempt) = attempts.last() else { return };
-    match failure {
-        None => picked.iter().for_each(|picked| worker.endpoint_worked(picked, attempt.address, attempt.took)),
-        // Through a gateway it is the gateway that was tried.
-        Some(reason) if blames_endpoint(reason) => {
-            if let Some(picked) = picked.last() {
-                worker.endpoint_failed(picked, attempt.address, reason);
-            }
-        }
-        Some(_) => {}
-    }
-}
-
-/// Whether a failure tells something of the endpoint, and not of us, of the client or of what is denied.
-const fn blames_endpoint(reason: CloseReason) -> bool {
-    matches!(
-        reason,
-        CloseReason::ConnectTimeout
-            | CloseReason::ConnectUnreachable
-            | CloseReason::ConnectRefused
-            | CloseReason::ConnectReset
-            | CloseReason::TunnelConnectTimeout
-            | CloseReason::TunnelHandshakeTimeout
-            | CloseReason::TlsFailed
-            | CloseReason::PeerRefused
-            | CloseReason::Http2Failed
-            | CloseReason::TunnelRefused
-            | CloseReason::TunnelResponseTimeout
-            | CloseReason::TunnelLost
-    )
 }
 
 /// Finds out where the candidate is, and connects to it.
