@@ -13,6 +13,9 @@ mod program;
 #[allow(dead_code, unreachable_pub, reason = "shared by test binaries, none of which uses all of it")]
 mod serve;
 
+#[path = "real_clients/proxy_protocol.rs"]
+mod proxy_protocol;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -2,9 +2,12 @@
 //! dialled for it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::bytes::End;
-use crate::kit::{Family, isolated};
+use crate::kit::wait::pause;
+use crate::kit::{Door, Family, LIMIT, isolated, until};
 use crate::scene::{KINDS, MESH, NO_RECORDS, Scene, Syns, at, by_family, fate};
 
 /// An application's connection to `to` must be reset for this reason; returns the record.
@@ -116,7 +119,7 @@ fn what_needs_a_tunnel_is_never_carried_in_the_clear() {
                     "address add 10.77.0.{number}/24 dev eth0\naddress add fd77::{number}/64 dev eth0 nodad\n"
                 ));
             }
-            let _door = crate::kit::Door::open(&scene.lab.server, 8080);
+            let _door = Door::open(&scene.lab.server, 8080);
             let syns = Syns::watch(&scene.lab.server);
             for (v4, v6, port) in [
                 ("10.77.0.3", "fd77::3", 8080),
@@ -154,5 +157,40 @@ fn a_port_that_the_service_does_not_have_is_a_reset() {
             assert_eq!(record["message"], "connection failed", "{record}");
         }
         scene.adit.stop();
+    });
+}
+
+/// Two at once, then one a second; who is refused loses nothing of that.
+#[test]
+fn a_source_that_connects_too_often() {
+    isolated(|| {
+        for kind in KINDS {
+            let mut scene = Scene::new(kind, "limits: { sourceRate: 1, sourceBurst: 2 }", MESH);
+            scene.adit.expect_log("rate_limited");
+            let (door, over) = (Door::open(&scene.lab.server, 8080), AtomicBool::new(false));
+            let to = at(&scene.lab.server, Family::V4, 8080);
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        if door.is_quiet() { pause(Duration::from_millis(2)) } else { drop(door.accept()) }
+                    }
+                });
+                let mut let_in = 0;
+                let refused = until(LIMIT, "a refusal", || match fate(&scene.lab.adit, to) {
+                    (client, End::Reset) => Some(client),
+                    _ => {
+                        let_in += 1;
+                        None
+                    }
+                });
+                assert!(let_in >= 2, "{let_in}");
+                let record = scene.record(refused);
+                assert_eq!(record["close_reason"], "rate_limited", "{record}");
+                assert_eq!(scene.metric("adit_source_rate_keys", &[]), 1.0);
+                until(LIMIT, "to be let in again", || (fate(&scene.lab.adit, to).1 == End::Fin).then_some(()));
+                over.store(true, Ordering::Relaxed);
+            });
+            scene.adit.stop();
+        }
     });
 }
