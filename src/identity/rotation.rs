@@ -100,6 +100,7 @@ pub struct Rotator {
     last_error: Option<CredentialsError>,
     fetched_at: Option<Instant>,
     warned_at: Option<Instant>,
+    was_blocked: bool,
 }
 
 impl std::fmt::Debug for Rotator {
@@ -147,6 +148,7 @@ impl Rotator {
             last_error: None,
             fetched_at: None,
             warned_at: None,
+            was_blocked: false,
         };
         (rotator, rotation)
     }
@@ -352,7 +354,9 @@ impl Rotator {
             Some(why) => self.terms.readiness.block(BLOCKER, Some(why.clone())),
             None => self.terms.readiness.clear(BLOCKER),
         }
-        if self.warned_at.is_some_and(|at| at.elapsed() < REPEAT) {
+        let was_blocked = std::mem::replace(&mut self.was_blocked, blocked.is_some());
+        let is_news = blocked.is_some() && !was_blocked;
+        if !is_news && self.warned_at.is_some_and(|at| at.elapsed() < REPEAT) {
             return;
         }
         self.warned_at = Some(Instant::now());

@@ -190,7 +190,7 @@ fn a_certificate_that_expires() {
         let (mut client, mut server) = world.pair(Family::V4, &door);
         talk(&mut client, &mut server);
         let ready = || get(world.near_host(), 15021, "/healthz/ready").unwrap_or_default();
-        until(LIMIT, "it is not ready any more", || {
+        until(LIMIT * 3, "it is not ready any more", || {
             pause(Duration::from_millis(50));
             let answer = ready();
             (!answer.starts_with("HTTP/1.1 200")).then(|| assert!(answer.contains("identity"), "{answer}"))
@@ -223,7 +223,7 @@ fn a_second_adit_cannot_have_the_port_of_tunnels() {
         let door = Door::open(world.far_host(), APP);
         let (mut client, mut server) = world.pair(Family::V4, &door);
         let leaf = world.pki.leaf_at(&world.root, FAR);
-        let off = "listen: { admin: off, metrics: off, readiness: off, outbound: off, inbound: off }";
+        let off = "listen: { admin: off, metrics: off, readiness: off, outbound: '127.0.0.1:16001', inbound: off }";
         let mesh = mesh(world.near_host(), world.far_host());
         let mut second = Adit::start(world.far_host(), &settings(KINDS[0], FAR, &leaf, off), &mesh);
         let status = second.wait(LIMIT);
