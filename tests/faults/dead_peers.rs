@@ -206,10 +206,8 @@ fn a_pause_over_what_fits_into_the_kernels_buffer_loses_nothing() {
         thread::scope(|scope| {
             for bytes in [100_000, 300_000] {
                 for paused in [Paused::Open, Paused::HalfOpen, Paused::Ended] {
-                    // How much the kernel takes at once is its own matter; this much it takes.
-                    if paused == Paused::Ended && bytes > 100_000 {
-                        continue;
-                    }
+                    // How much the kernel takes at once is its own matter; so little it always takes.
+                    let bytes = if paused == Paused::Ended { bytes / 4 } else { bytes };
                     for (way, up) in [
                         (Ways::outbound as fn(&Ways) -> Pair, true),
                         (Ways::outbound, false),

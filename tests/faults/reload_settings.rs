@@ -199,7 +199,7 @@ impl Open {
 }
 
 fn world() -> (World, Door, Door) {
-    world_with(&[], BASE_WORKLOAD)
+    world_with(&[], "")
 }
 
 fn world_with(changes: &[(&str, &str)], mesh: &str) -> (World, Door, Door) {
@@ -259,7 +259,7 @@ fn no_change_touches_an_open_connection() {
 #[test]
 fn the_next_connection_sees_the_new_value() {
     isolated(|| {
-        let (mut world, server, application) = world();
+        let (mut world, server, application) = world_with(&[], BASE_WORKLOAD);
         world.lab.server.black_hole(&format!("tcp dport {SILENT_PORT}"));
         let mut old = world.outbound(&server, PORT);
 
@@ -344,7 +344,7 @@ fn logs_and_labels_follow_at_once() {
         finish(world.outbound(&server, PORT));
         assert_eq!(
             world.metric(
-                "istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"base\",response_flags=\"-\"}"
+                "istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\",response_flags=\"-\"}"
             ),
             1.0
         );

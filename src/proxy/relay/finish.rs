@@ -106,7 +106,8 @@ mod tests {
         let patience = Duration::from_secs(60);
         let begun = Instant::now();
         assert!(!acknowledged_unless_stuck(&sender, Some(patience)).await);
-        assert!((patience..patience * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        // More than once that, if some of it was still on its way.
+        assert!(begun.elapsed() >= patience, "{:?}", begun.elapsed());
         drop(reader);
         assert!(acknowledged_unless_stuck(&sender, Some(patience)).await, "a socket that has failed is not waited for");
     }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::settings::Keepalive;
 use crate::net::buffers;
+use crate::net::sockopt::unacknowledged;
 use crate::proxy::relay::{finish, reset};
 
 use peer::{Between, Far, Options, between, between_in, between_with, eventually, tunnel};
@@ -200,11 +201,13 @@ fn a_reset_is_noticed_while_the_stream_takes_nothing() {
         let data = noise(peer::WINDOW as usize + 30_000, 18);
         socket.write_all(&data).await.expect("write");
         eventually(|| entry.is_blocked(from_socket)).await;
-        finish::acknowledged(&socket).await;
+        // The kernel does not take more for whom it has no room; that is lost with the reset.
+        let lost = unacknowledged(&socket).expect("SIOCOUTQ");
         reset(socket);
         eventually(|| entry.state() == State::Flushing).await;
         let (got, ended) = far.read_all().await;
-        assert_eq!((got == data, ended), (true, code(Reason::CONNECT_ERROR)), "{} bytes", got.len());
+        assert_eq!(ended, code(Reason::CONNECT_ERROR));
+        assert!(data.starts_with(&got) && got.len() + lost >= data.len(), "{} bytes, {lost} lost", got.len());
         assert_eq!(relay.await.expect("relay").close_reason(), resets(side).1);
     });
 }
