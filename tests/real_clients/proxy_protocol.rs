@@ -14,7 +14,7 @@ fn nginx(host: &Host, folder: &Path, listen: &str, says: &str) -> Running {
     let pid = folder.join("pid");
     let settings = format!(
         "daemon off; user root; pid {}; error_log stderr; events {{}}\n\
-         http {{ access_log off; server {{ listen [::]:8080 ipv6only=off {listen}; return 200 \"{says}\"; }} }}\n",
+         http {{ access_log off; server {{ listen 8080 {listen}; listen [::]:8080 {listen}; return 200 \"{says}\"; }} }}\n",
         pid.display()
     );
     start(host, 8080, &["nginx", "-e", "stderr", "-c"], folder, &settings)

@@ -179,6 +179,8 @@ fn a_waypoint_that_is_not_there() {
         let mut client = Dial::default().connect(&lab.adit, to).expect("captured");
         talk(&mut client, &mut door.accept().stream);
         drop(client);
+        assert_eq!(record(&near, 2)["close_reason"], "finished");
+        near.tolerate_log("tunnel closed");
         envoy.kill();
         assert_eq!(fate(), End::Reset);
         assert!(door.is_quiet(), "went around it");

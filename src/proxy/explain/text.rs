@@ -48,6 +48,9 @@ fn source(it: &Explanation) -> String {
         (Some(workload), Some(identity)) => format!(" = workload {workload}, {identity}"),
         (Some(workload), None) => format!(" = workload {workload}, without an identity"),
         (None, Some(identity)) => format!(", which the state does not know, as {identity}"),
+        (None, None) if it.from.is_loopback() => {
+            ", a client beside this adit, whose workload the state does not have".to_owned()
+        }
         (None, None) => ", which the state does not know".to_owned(),
     }
 }
