@@ -5,7 +5,7 @@ use crate::envoy_config::HBONE;
 use crate::kit::{Adit, isolated};
 use crate::openssl::{Handshake, SClient};
 use crate::pki::{Leaf, Root};
-use crate::world::{FAR, Ground, KINDS, NO_RECORDS, adit, mesh, settings};
+use crate::world::{FAR, Ground, KINDS, NO_RECORDS, adit, mesh, metric, settings, wait_metric};
 
 struct Gate {
     ground: Ground,
@@ -69,25 +69,36 @@ fn handshakes_that_are_refused() {
         let named = |name: &str, uris: &[&str]| gate.presenting(&pki.named(root, name, uris));
         let ours = "spiffe://cluster.local/ns/test/sa/near";
         let bare = SClient::bare;
-        let cases: [(&str, SClient, &[u8]); 14] = [
-            ("TLS 1.2", bare().with(&["-tls1_2", "-alpn", "h2"]).leaf(near), &[70]),
-            ("TLS 1.1", bare().with(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).leaf(near), &[40, 70]),
-            ("HTTP/1.1", bare().with(&["-tls1_3", "-alpn", "http/1.1"]).leaf(near), &[120]),
-            ("a group that nobody has", gate.good().with(&["-groups", "X448"]), &[40]),
-            ("a cipher that nobody has", gate.good().with(&["-ciphersuites", "TLS_AES_128_CCM_SHA256"]), &[40]),
-            ("no certificate", SClient::new(), &[116]),
-            ("expired", gate.presenting(&pki.expired(root, "old")), &[45]),
-            ("another root's", gate.presenting(&pki.leaf(&other, "near")), &[48]),
-            ("another trust domain's", gate.presenting(&elsewhere), &[42, 46, 49]),
-            ("no name", named("nameless", &[]), &[42, 46]),
-            ("two names", named("two", &[ours, "spiffe://cluster.local/ns/test/sa/other"]), &[42, 46]),
-            ("not SPIFFE", named("web", &["https://cluster.local/ns/test/sa/near"]), &[42, 46]),
-            ("an empty segment", named("empty", &["spiffe://cluster.local/ns//sa/near"]), &[42, 46]),
-            ("no trust domain", named("nowhere", &["spiffe:///ns/test/sa/near"]), &[42, 46]),
+        let cases: [(&str, SClient, &[u8], &str); 14] = [
+            ("TLS 1.2", bare().with(&["-tls1_2", "-alpn", "h2"]).leaf(near), &[70], "incompatible"),
+            ("TLS 1.1", bare().with(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]).leaf(near), &[40, 70], "incompatible"),
+            ("HTTP/1.1", bare().with(&["-tls1_3", "-alpn", "http/1.1"]).leaf(near), &[120], "alpn"),
+            ("a group that nobody has", gate.good().with(&["-groups", "X448"]), &[40], "incompatible"),
+            (
+                "a cipher that nobody has",
+                gate.good().with(&["-ciphersuites", "TLS_AES_128_CCM_SHA256"]),
+                &[40],
+                "incompatible",
+            ),
+            ("no certificate", SClient::new(), &[116], "no_certificate"),
+            ("expired", gate.presenting(&pki.expired(root, "old")), &[45], "expired"),
+            ("another root's", gate.presenting(&pki.leaf(&other, "near")), &[48], "unknown_issuer"),
+            ("another trust domain's", gate.presenting(&elsewhere), &[42, 46, 49], "trust_domain"),
+            ("no name", named("nameless", &[]), &[42, 46], "no_identity"),
+            ("two names", named("two", &[ours, "spiffe://cluster.local/ns/test/sa/other"]), &[42, 46], "no_identity"),
+            ("not SPIFFE", named("web", &["https://cluster.local/ns/test/sa/near"]), &[42, 46], "no_identity"),
+            ("an empty segment", named("empty", &["spiffe://cluster.local/ns//sa/near"]), &[42, 46], "no_identity"),
+            ("no trust domain", named("nowhere", &["spiffe:///ns/test/sa/near"]), &[42, 46], "no_identity"),
         ];
-        for (what, client, alerts) in cases {
+        let host = &gate.ground.lab.adit;
+        for (count, (what, client, alerts, reason)) in (1_u8..).zip(cases) {
+            let counter = format!("adit_tls_handshake_failures_total{{role=\"server\",reason=\"{reason}\"}}");
+            let before = metric(host, &counter);
             let alert = gate.try_with(client).alert();
             assert!(alerts.contains(&alert), "{what}: alert {alert} instead of one of {alerts:?}");
+            // By one, for this reason and no other.
+            wait_metric(host, "adit_tls_handshake_failures_total{role=\"server\"}", f64::from(count));
+            assert_eq!(metric(host, &counter), before + 1.0, "{what}: not counted as {reason}");
         }
         // It is none the worse for all that.
         gate.try_with(gate.good()).accepted();
