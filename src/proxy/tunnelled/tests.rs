@@ -512,14 +512,17 @@ fn a_handshake_takes_two_descriptors_of_the_share_and_a_tunnel_one() {
     run(async {
         let world = World::new();
         let used = || world.shared.budget.used();
+        // Beside it and what its door holds for the next one.
+        let first = world.client().await;
+        until("a tunnel", || world.live() == 1 && world.shared.handshakes.running() == 0).await;
         let before = used();
         let silent = world.socket();
         until("the handshake", || used() == before + 2).await;
         drop(silent);
         until("its end", || used() == before).await;
         let client = world.client().await;
-        until("the tunnel", || world.live() == 1 && used() == before + 1).await;
-        drop(client);
+        until("the tunnel", || world.live() == 2 && used() == before + 1).await;
+        drop((client, first));
         world.ends().await;
     });
 }
