@@ -13,6 +13,8 @@ mod program;
 #[allow(dead_code, unreachable_pub, reason = "shared by test binaries, none of which uses all of it")]
 mod serve;
 
+#[path = "real_clients/hostnames.rs"]
+mod hostnames;
 #[path = "real_clients/proxy_protocol.rs"]
 mod proxy_protocol;
 

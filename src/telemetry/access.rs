@@ -216,9 +216,10 @@ fn known(line: &mut Line<'_>, key: &str, value: &str) {
     }
 }
 
-/// The instance's name, else the canonical service.
+/// The instance's name, else the canonical service, else the workload that a peer says it is.
 fn workload_name(labels: &PeerLabels) -> &str {
-    if labels.name.is_empty() { &labels.canonical_service } else { &labels.name }
+    let names = [&labels.name, &labels.canonical_service, &labels.workload];
+    names.into_iter().find(|name| !name.is_empty()).map_or("", |name| name)
 }
 
 fn milliseconds(duration: Duration) -> String {

@@ -46,7 +46,7 @@ type Demands = HashMap<(Arc<PeerLabels>, Arc<str>), u64>;
 #[derive(Debug, Default)]
 pub struct HostnameCounters {
     results: [AtomicU64; LookupResult::ALL.len()],
-    /// (source, name) -> connections that needed it. Only a scrape ever waits for this lock.
+    /// (source, name) -> tries to connect that needed it. Only a scrape ever waits for this lock.
     demands: Mutex<Demands>,
 }
 
@@ -60,7 +60,7 @@ impl HostnameCounters {
         self.results[result as usize].load(Ordering::Relaxed)
     }
 
-    /// A connection needs the name, known or not.
+    /// A try to connect needs the name, known or not.
     pub fn demanded(&self, source: &Arc<PeerLabels>, name: &Arc<str>) {
         let mut demands = self.demands.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (Arc::clone(source), Arc::clone(name));
@@ -90,7 +90,7 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, workers: &[Arc<WorkerC
     family::counters(
         encoder,
         "istio_on_demand_dns",
-        "The total number of connections that needed a host name of a workload looked up (unstable)",
+        "The total number of tries to connect that needed a host name of a workload (unstable)",
         sums.iter().map(|((source, name), count)| (labels(source, name), *count)),
     )
 }

@@ -146,5 +146,7 @@ fn two_roots_and_revocation_lists() {
         for leaf in &revoked {
             assert_eq!(gate.try_with(gate.presenting(leaf)).alert(), 44, "certificate_revoked");
         }
+        let revoked = "adit_tls_handshake_failures_total{role=\"server\",reason=\"revoked\"}";
+        wait_metric(&gate.ground.lab.adit, revoked, 2.0);
     });
 }

@@ -217,6 +217,8 @@ fn a_service_in_another_network() {
         assert_eq!(at_near["dst.addr"], "10.77.0.1:15008", "{at_near}");
         assert_eq!(at_near["dst.hbone_addr"], "app.test:80");
         assert_eq!(at_near["dst.identity"], spiffe(FAR), "of the inner tunnel");
+        // What the far end says of itself, and to it the near one: neither state has the other's address.
+        assert_eq!((&at_near["dst.workload"], &at_far["src.workload"]), (&json!(FAR), &json!(NEAR)));
         assert_eq!(
             (&at_far["src.identity"], &at_far["dst.service"]),
             (&json!(spiffe(NEAR)), &json!("app.test")),
