@@ -92,7 +92,7 @@ async fn serve(worker: Rc<Worker>, entry: Registered, downstream: TcpStream, cou
                 blame(&worker, &entry, &tunnelled);
             }
         }
-        Err(Refusal { reason, detail }) => {
+        Err(Refusal { reason, detail, .. }) => {
             ending.reason = reason;
             ending.detail = detail.map(|error| error.to_string().into());
         }

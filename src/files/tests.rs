@@ -1,3 +1,5 @@
+//! Folders and files that change under the watcher, as people, editors and Kubernetes change them.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

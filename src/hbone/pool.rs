@@ -12,7 +12,7 @@
 //! at its address); its streams go on. No key waits for another, nothing is borrowed across an await, and what
 //! a key needed is gone when its last tunnel and its last waiter are.
 //!
-//! Absent: retries on other endpoints; the caller has them, [`OpenError::retryable`] says when. A stream whose tunnel
+//! Absent: retries on other endpoints; the caller has them, and [`OpenError::retryable`] says when not. A stream whose tunnel
 //! turns out to be gone is tried once more in a fresh one.
 
 mod attempt;

@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A recent latency counts half after so many milliseconds.
@@ -38,6 +38,8 @@ struct Counters {
     ejected_until: AtomicU64,
     /// Ejections since it was last fine.
     ejections: AtomicU32,
+    /// Whether somebody has taken the try that decides whether it is back.
+    on_trial: AtomicBool,
 }
 
 /// Whether an endpoint may be chosen.
@@ -83,14 +85,25 @@ impl Live {
     /// Takes the one try that an endpoint on trial gets; for everybody else it stays ejected for `time`.
     #[must_use]
     pub fn try_out(&self, now_ms: u64, time: Duration) -> bool {
-        let until = self.0.ejected_until.load(Ordering::Relaxed);
-        until != 0
+        let counters = &*self.0;
+        let until = counters.ejected_until.load(Ordering::Relaxed);
+        let taken = until != 0
             && until <= now_ms
-            && self
-                .0
+            && counters
                 .ejected_until
                 .compare_exchange(until, now_ms + millis(time), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+                .is_ok();
+        if taken {
+            counters.on_trial.store(true, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Whether a failure is that of the one try. Other failures of an ejected endpoint tell nothing new: those connections
+    /// began before it was ejected, or had no other choice.
+    #[must_use]
+    pub fn ends_trial(&self) -> bool {
+        self.0.on_trial.swap(false, Ordering::Relaxed)
     }
 
     /// Connecting to it worked, and took so long. Returns whether it had been ejected.
@@ -103,6 +116,7 @@ impl Live {
         if was_out {
             counters.ejected_until.store(0, Ordering::Relaxed);
             counters.ejections.store(0, Ordering::Relaxed);
+            counters.on_trial.store(false, Ordering::Relaxed);
         }
         let took = u64::try_from(took.as_micros()).unwrap_or(LONGEST_US).min(LONGEST_US);
         let before = self.latency_us(now_ms);

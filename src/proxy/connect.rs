@@ -31,7 +31,7 @@ use crate::proxy::authorize::Permit;
 use crate::proxy::balance::Picked;
 use crate::proxy::balance::draw::{self, draw};
 use crate::proxy::connect::candidates::Tried;
-use crate::proxy::connect::learn::learn;
+use crate::proxy::connect::learn::{blames_endpoint, learn};
 use crate::proxy::relay::reset;
 use crate::proxy::resolve::endpoint::Place;
 use crate::proxy::resolve::route::{Asking, Candidate, Route, RouteError};
@@ -73,11 +73,21 @@ pub struct ConnectError {
     pub reason: CloseReason,
     /// The system's words, or the peer's.
     pub detail: Option<io::Error>,
+    /// It is about us or about what was asked, whatever the reason says: nobody else would do better, and whoever was asked
+    /// is not to blame.
+    pub blameless: bool,
+}
+
+impl ConnectError {
+    #[must_use]
+    pub const fn new(reason: CloseReason, detail: Option<io::Error>) -> Self {
+        Self { reason, detail, blameless: false }
+    }
 }
 
 impl From<ResolveError> for ConnectError {
     fn from(error: ResolveError) -> Self {
-        Self { reason: error.close_reason(), detail: error.detail().map(io::Error::other) }
+        Self::new(error.close_reason(), error.detail().map(io::Error::other))
     }
 }
 
@@ -86,13 +96,13 @@ impl From<RouteError> for ConnectError {
         let reason = error.close_reason();
         // The reason alone says as much.
         let detail = (error != RouteError::NoEndpoint).then(|| io::Error::other(error));
-        Self { reason, detail }
+        Self::new(reason, detail)
     }
 }
 
 impl From<CloseReason> for ConnectError {
     fn from(reason: CloseReason) -> Self {
-        Self { reason, detail: None }
+        Self::new(reason, None)
     }
 }
 
@@ -163,12 +173,12 @@ pub async fn connect(
             Err(error) => return Err(last.unwrap_or(error)),
         };
         let result = try_one(worker, request, candidate, attempts, deadline).await;
-        learn(worker, &tried.picked, result.as_ref().err().map(|error| error.reason), attempts);
+        learn(worker, &tried.picked, result.as_ref().err(), attempts);
         match result {
             Ok(connected) => {
                 return Ok(Connected { using: Counted { endpoints: tried.picked, service }, ..connected });
             }
-            Err(error) if !retryable(error.reason, request.target) => return Err(error),
+            Err(error) if !retryable(&error, request.target) => return Err(error),
             Err(error) => last = Some(error),
         }
     }
@@ -180,10 +190,10 @@ fn next(worker: &Worker, request: &Request<'_>, tried: &mut Tried) -> Result<Can
     let (settings, snapshot) = (worker.settings(), worker.snapshot());
     let client_namespace = &settings.workload.namespace;
     let asking = Asking { snapshot: &snapshot, dst: request.dst, network: request.network, client_namespace };
-    let source = local_workload(worker);
+    let served = worker.served();
     let next = tried.next(&asking, request.target, |state, candidates, tried| {
         let drawing = draw::Asking {
-            source: source.as_deref(),
+            source: served.workload.as_deref(),
             tried,
             limit: state.service.max_connections.per_endpoint.or(settings.limits.per_endpoint),
             trial: request.limits.deadline,
@@ -252,20 +262,14 @@ async fn look_up(
 ) -> Result<UpstreamAddr, ConnectError> {
     let (place, port, wanted) = route.to_look_up(request.dst.ip());
     let Place::Hostname(name) = place else { return Err(CloseReason::GatewayUnavailable.into()) };
-    let source = local_workload(worker).map(|workload| Arc::clone(&workload.labels));
+    let source = worker.served().workload.as_ref().map(|workload| Arc::clone(&workload.labels));
     match worker.hostnames.look_up(&name, wanted, source, deadline).await {
         Ok(ip) => Ok(UpstreamAddr::new((ip, port).into())),
         Err(error) => {
             let detail = io::Error::other(format!("{name}: {error}"));
-            Err(ConnectError { reason: CloseReason::HostnameUnresolved, detail: Some(detail) })
+            Err(ConnectError::new(CloseReason::HostnameUnresolved, Some(detail)))
         }
     }
-}
-
-/// The workload that this daemon serves, if the state has it.
-fn local_workload(worker: &Worker) -> Option<Arc<Workload>> {
-    let (settings, snapshot) = (worker.settings(), worker.snapshot());
-    snapshot.local_workload(&settings.workload, &settings.node).cloned()
 }
 
 async fn attempt_one(
@@ -306,7 +310,7 @@ async fn unless_gone<T>(
         biased;
         result = work => result,
         _ = downstream.ready(Interest::ERROR) => {
-            Err(ConnectError { reason: CloseReason::DownstreamGone, detail: downstream.take_error().ok().flatten() })
+            Err(ConnectError::new(CloseReason::DownstreamGone, downstream.take_error().ok().flatten()))
         }
     }
 }
@@ -316,26 +320,17 @@ fn classify(error: DialError) -> ConnectError {
     let (DialError::Source { error: detail, .. }
     | DialError::Socket(detail)
     | DialError::Connect { error: detail, .. }) = error;
-    ConnectError { reason, detail: Some(detail) }
+    ConnectError::new(reason, Some(detail))
 }
 
 /// Whether another attempt makes sense: on another endpoint after any failure of one, on a single address only while
 /// it has not answered.
-fn retryable(reason: CloseReason, target: &Target) -> bool {
-    let single = target.is_single();
-    match reason {
+fn retryable(error: &ConnectError, target: &Target) -> bool {
+    match error.reason {
+        _ if error.blameless => false,
         CloseReason::ConnectTimeout | CloseReason::ConnectUnreachable | CloseReason::TunnelConnectTimeout => true,
-        CloseReason::ConnectRefused
-        | CloseReason::ConnectReset
-        | CloseReason::TunnelHandshakeTimeout
-        | CloseReason::TlsFailed
-        | CloseReason::PeerRefused
-        | CloseReason::Http2Failed
-        | CloseReason::TunnelRefused
-        | CloseReason::TunnelResponseTimeout
-        | CloseReason::TunnelLost
-        | CloseReason::HostnameUnresolved => !single,
-        _ => false,
+        CloseReason::HostnameUnresolved | CloseReason::PeerRevoked | CloseReason::PeerUntrusted => !target.is_single(),
+        _ => blames_endpoint(error) && !target.is_single(),
     }
 }
 
@@ -381,8 +376,38 @@ mod tests {
     fn a_single_address_that_refuses_is_final() {
         let address = UpstreamAddr::new("10.0.0.1:80".parse().expect("address"));
         let single = Target::Single { address, workload: None, service: None, carriage: Carriage::Plain };
-        assert!(!retryable(CloseReason::ConnectRefused, &single));
-        assert!(retryable(CloseReason::ConnectTimeout, &single));
-        assert!(!retryable(CloseReason::ConnectError, &single));
+        for (reason, want) in [
+            (CloseReason::ConnectRefused, false),
+            (CloseReason::ConnectTimeout, true),
+            (CloseReason::TunnelRefused, false),
+            (CloseReason::PeerRevoked, false),
+            (CloseReason::ConnectError, false),
+        ] {
+            assert_eq!(retryable(&reason.into(), &single), want, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_endpoint_may_do_better() {
+        const STATE: &str = "services: [{ name: s, namespace: n, hostname: s, vips: [], ports: { 80: 80 } }]\n";
+        let snapshot = crate::mesh::snapshot_of("mesh.yaml", STATE).expect("a mesh");
+        let state = Arc::clone(snapshot.service_by_key("n", "s").expect("the service"));
+        let service = Target::Service { state, port: 80 };
+        for (reason, again, blamed) in [
+            (CloseReason::ConnectRefused, true, true),
+            (CloseReason::TunnelRefused, true, true),
+            (CloseReason::TunnelLost, true, true),
+            (CloseReason::HostnameUnresolved, true, false),
+            (CloseReason::PeerRevoked, true, false),
+            (CloseReason::PeerUntrusted, true, false),
+            (CloseReason::TunnelDenied, false, false),
+            (CloseReason::ConnectError, false, false),
+            (CloseReason::DownstreamGone, false, false),
+        ] {
+            let error = ConnectError::from(reason);
+            assert_eq!((retryable(&error, &service), blames_endpoint(&error)), (again, blamed), "{reason:?}");
+            let error = ConnectError { blameless: true, ..error };
+            assert_eq!((retryable(&error, &service), blames_endpoint(&error)), (false, false), "{reason:?}");
+        }
     }
 }

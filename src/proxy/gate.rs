@@ -79,7 +79,7 @@ pub fn pass(worker: &Worker, entry: &Entry, who: Who) -> Result<Permit, ConnectE
     decision.permit().map_err(|denial| {
         let detail = io::Error::other(denial.to_string());
         entry.set_denial(denial);
-        ConnectError { reason: CloseReason::PolicyDenied, detail: Some(detail) }
+        ConnectError::new(CloseReason::PolicyDenied, Some(detail))
     })
 }
 

@@ -36,7 +36,7 @@ use crate::telemetry::CloseReason;
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, attempts, .. } = opening;
     let dst = original_dst(downstream, entry.peer, settings.capture)
-        .map_err(|error| ConnectError { reason: CloseReason::NoOriginalDst, detail: Some(error) })?;
+        .map_err(|error| ConnectError::new(CloseReason::NoOriginalDst, Some(error)))?;
     entry.facts.borrow_mut().original_dst = Some(dst);
     let address = UpstreamAddr::from(dst);
     let ends = Ends { local: entry.peer.socket_addr(), remote: canonical(dst.socket_addr()) };
@@ -58,10 +58,8 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     let workload = {
         let snapshot = worker.snapshot();
         let mut facts = entry.facts.borrow_mut();
-        let workload = snapshot
-            .workload(&settings.network, dst.ip())
-            .or_else(|| snapshot.local_workload(&settings.workload, &settings.node))
-            .cloned();
+        let workload =
+            snapshot.workload(&settings.network, dst.ip()).cloned().or_else(|| worker.served().workload.clone());
         facts.destination = labels_of(workload.as_ref());
         facts.upstream = Some(address);
         workload

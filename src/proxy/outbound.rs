@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::config::Settings;
 use crate::config::settings::Connect;
-use crate::mesh::Snapshot;
+use crate::mesh::Workload;
 use crate::net::address::{OriginalDst, UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
@@ -29,12 +30,13 @@ use crate::telemetry::{CloseReason, SecurityPolicy};
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, .. } = &*opening;
     let dst = original_dst(downstream, entry.peer, settings.capture)
-        .map_err(|error| ConnectError { reason: CloseReason::NoOriginalDst, detail: Some(error) })?;
+        .map_err(|error| ConnectError::new(CloseReason::NoOriginalDst, Some(error)))?;
     // What comes from one of our own upstream sockets would be dialled again, and again.
     let ends = Ends { local: entry.peer.socket_addr(), remote: canonical(dst.socket_addr()) };
     if is_own_socket(worker, ends) || worker.is_own(dst.into()) {
         return Err(looped(downstream));
     }
+    note_source(opening)?;
     let target = look_up(opening, dst)?;
     connect_to(opening, dst, &target).await
 }
@@ -44,7 +46,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
 fn looped(downstream: &TcpStream) -> ConnectError {
     let error = downstream.take_error().ok().flatten();
     let reason = if error.is_some() { CloseReason::DownstreamGone } else { CloseReason::LoopRefused };
-    ConnectError { reason, detail: error }
+    ConnectError::new(reason, error)
 }
 
 /// Without a mark the rules know adit's connections by its user, and may not know them at all: then a connection that is
@@ -57,34 +59,34 @@ fn is_own_socket(worker: &Worker, ends: Ends) -> bool {
     }
 }
 
-/// Resolves `dst` in the current snapshot and notes both ends in the connection's facts.
+/// Resolves `dst` in the current snapshot and notes it in the connection's facts.
 pub(super) fn look_up(opening: &Opening<'_>, dst: OriginalDst) -> Result<Target, ConnectError> {
-    let snapshot = opening.worker.snapshot();
-    note_source(opening, &snapshot)?;
+    let (snapshot, served) = (opening.worker.snapshot(), opening.worker.served());
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
-    let question = question(opening, &snapshot, dst);
+    let question = question(&opening.settings, served.workload.as_deref(), dst);
     opening.worker.with_random(|random| resolve(&snapshot, &question, random)).map_err(ConnectError::from)
 }
 
-/// What is asked of the state for a connection of the local workload's.
-pub(super) fn question<'a>(opening: &'a Opening<'_>, snapshot: &'a Snapshot, dst: OriginalDst) -> Question<'a> {
-    let settings = &opening.settings;
+/// What is asked of the state for a connection of the local workload's, which is `source` if the state has it.
+pub(super) fn question<'a>(settings: &'a Settings, source: Option<&'a Workload>, dst: OriginalDst) -> Question<'a> {
     Question {
         dst,
         network: &settings.network,
         client_namespace: &settings.workload.namespace,
-        source: snapshot.local_workload(&settings.workload, &settings.node).map(AsRef::as_ref),
+        source,
         egress: settings.egress,
     }
 }
 
-/// The source of what leaves is the workload that this daemon serves, whatever address the client has.
+/// The source of what leaves is the workload that this daemon serves, whatever address the client has. Counts the
+/// connection: once, however many addresses are tried for it.
 ///
 /// # Errors
 /// It makes more connections than it may.
-pub(super) fn note_source(opening: &Opening<'_>, snapshot: &Snapshot) -> Result<(), CloseReason> {
+pub(super) fn note_source(opening: &Opening<'_>) -> Result<(), CloseReason> {
     let Opening { worker, entry, settings, .. } = opening;
-    let local = snapshot.local_workload(&settings.workload, &settings.node);
+    let served = worker.served();
+    let local = served.workload.as_ref();
     entry.facts.borrow_mut().source = labels_of(local);
     worker.shared.rates.admit(&settings.limits, || {
         local.map_or_else(|| Key::Address(entry.peer.ip()), |workload| Key::Workload(Arc::clone(&workload.uid)))

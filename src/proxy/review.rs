@@ -2,8 +2,8 @@
 //!
 //! One task per worker. It is told of each new state and looks at all connections by it, some at a time, so that traffic
 //! goes on meanwhile; a state that comes while it looks is looked at next, whole. A connection that registers later reads
-//! the new state itself. Policies are asked only when those of the local workload have changed. Nothing here closes a connection: it leaves an order or a note, and the sweep and the
-//! connection do the rest.
+//! the new state itself. Policies are asked only when those of the local workload have changed. Nothing here closes a
+//! connection: it leaves an order or a note, and the sweep and the connection do the rest.
 
 use std::rc::Rc;
 

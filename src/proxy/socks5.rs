@@ -49,10 +49,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
             if let Some(reply) = error.reply() {
                 send(&mut opening.downstream, &encode_reply(reply, None)).await?;
             }
-            return Err(ConnectError {
-                reason: CloseReason::SocksProtocol,
-                detail: Some(std::io::Error::other(error)),
-            });
+            return Err(ConnectError::new(CloseReason::SocksProtocol, Some(std::io::Error::other(error))));
         }
         Err(Unanswerable::Connection(error)) => return Err(error),
     };
@@ -142,7 +139,7 @@ async fn read_message<T>(
 }
 
 fn gone(error: std::io::Error) -> ConnectError {
-    ConnectError { reason: CloseReason::DownstreamGone, detail: Some(error) }
+    ConnectError::new(CloseReason::DownstreamGone, Some(error))
 }
 
 async fn send(downstream: &mut TcpStream, bytes: &[u8]) -> Result<(), ConnectError> {
@@ -153,10 +150,13 @@ async fn send(downstream: &mut TcpStream, bytes: &[u8]) -> Result<(), ConnectErr
 }
 
 async fn go(opening: &mut Opening<'_>, destination: Destination) -> Result<Connected, ConnectError> {
+    if let Destination::Name(name, port) = &destination {
+        opening.requested = Some(PeerText::from_bytes(format!("{name}:{port}").as_bytes()));
+    }
+    note_source(opening)?;
     match destination {
         Destination::Address(address) => go_to_address(opening, OriginalDst::new(address)).await,
         Destination::Name(name, port) => {
-            opening.requested = Some(PeerText::from_bytes(format!("{name}:{port}").as_bytes()));
             if let Some((dst, target)) = known_service(opening, &name, port)? {
                 return connect_to(opening, dst, &target).await;
             }
@@ -220,9 +220,9 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
     let vip = state.service.vips.iter().find(|(network, _)| *network == settings.network);
     let ip = vip.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |(_, ip)| *ip);
     let dst = OriginalDst::new(SocketAddr::new(ip, port));
-    note_source(opening, &snapshot)?;
     opening.entry.facts.borrow_mut().original_dst = Some(dst);
-    let question = question(opening, &snapshot, dst);
+    let served = opening.worker.served();
+    let question = question(settings, served.workload.as_deref(), dst);
     let target = opening.worker.with_random(|random| of_service(&snapshot, &question, state, random))?;
     if matches!(&target, Target::Single { .. } | Target::Waypoint { .. }) && vip.is_none() {
         // Passed through, or to be told to a waypoint, but there is no address for either.
@@ -233,7 +233,7 @@ fn known_service(opening: &Opening<'_>, name: &str, port: u16) -> Result<Option<
 
 /// Every address of the name, in the resolver's order.
 async fn look_up_name(name: &str) -> Result<Vec<IpAddr>, ConnectError> {
-    let unresolved = |detail| ConnectError { reason: CloseReason::NameUnresolved, detail };
+    let unresolved = |detail| ConnectError::new(CloseReason::NameUnresolved, detail);
     match timeout(WITHIN, System.resolve(name)).await {
         Ok(Ok(addresses)) if addresses.is_empty() => Err(unresolved(None)),
         Ok(Ok(addresses)) => Ok(addresses),

@@ -64,14 +64,14 @@ fn no_answer_before_the_upstream_connection_stands() {
     });
 }
 
-/// Whichever the resolver names first.
+/// Whichever the resolver names first; to the limit of the source it is one connection.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a server of one family only, which the kit does not have")]
 fn every_address_of_a_name_is_tried() {
     isolated(|| {
         let lab = Lab::new();
         names("10.77.0.3 two.test\nfd77::3 two.test\n");
-        let adit = lab.adit(SETTINGS, "");
+        let adit = lab.adit(&format!("{SETTINGS}limits: {{ sourceRate: 1, sourceBurst: 2 }}\n"), "");
         for family in Family::BOTH {
             // Of one family only: the other address refuses.
             let server = lab.server.run(|| TcpListener::bind((lab.server.address(family), 7000)).expect("bind"));

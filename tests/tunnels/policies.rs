@@ -2,11 +2,13 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::bytes::{End, end, random, read_to_end};
 use crate::kit::door::{Dial, talk};
+use crate::kit::wait::pause;
 use crate::kit::{Adit, Door, Family, LIMIT, isolated, until};
 use crate::pki::Leaf;
 use crate::world::{
@@ -136,6 +138,50 @@ fn a_denied_stream_is_told_so() {
         );
         wait_metric(world.near_host(), "adit_connections_closed_total{reason=\"tunnel_denied\"}", 1.0);
         world.stop();
+    });
+}
+
+/// What is wrong with the request is no endpoint's fault: asking again, or somebody else, would only go around the limit.
+#[test]
+fn a_source_that_asks_too_often_is_not_carried_by_a_retry() {
+    isolated(|| {
+        let ground = Ground::new();
+        let (lab, kind) = (&ground.lab, KINDS[0]);
+        let mesh = "workloads:\n\
+            - { uid: near, name: near, namespace: test, serviceAccount: near, protocol: HBONE, workloadIps: [10.77.0.2] }\n\
+            - { uid: far, name: far, namespace: test, serviceAccount: far, protocol: HBONE, workloadIps: [10.77.0.3], \
+            services: { test/app.test: {} } }\n\
+            services:\n- { name: app, namespace: test, hostname: app.test, vips: [/10.99.0.1], ports: { 80: 8080 } }\n";
+        let limit = "limits: { sourceRate: 1, sourceBurst: 1 }\n";
+        let mut far = adit(&lab.server, kind, &settings(kind, FAR, &ground.far, limit), mesh);
+        let patient = "connect: { attempts: 3, backoff: 1s }\n";
+        let mut near = adit(&lab.adit, kind, &settings(kind, NEAR, &ground.near, patient), mesh);
+        far.expect_log("rate_limited");
+        near.expect_log("tunnel_refused");
+        let door = Door::open(&lab.server, APP);
+        let over = AtomicBool::new(false);
+        thread::scope(|threads| {
+            // Who gets in is told so by a clean end.
+            threads.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if door.is_quiet() { pause(Duration::from_millis(2)) } else { drop(door.accept()) }
+                }
+            });
+            // With another try a second later it would get in.
+            until(LIMIT, "a refusal", || {
+                let mut stream = Dial::default().connect(&lab.adit, ([10, 99, 0, 1], 80).into()).expect("captured");
+                stream.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
+                (end(&mut stream) == End::Reset).then_some(())
+            });
+            over.store(true, Ordering::Relaxed);
+        });
+        let record = &wait_records(&near, "tunnel_refused", 1)[0];
+        let attempts = record["attempts"].as_str().expect("text");
+        assert!(attempts.contains("tunnel_refused") && !attempts.contains(','), "{record}");
+        assert!(record["error"].as_str().expect("text").contains("429"), "{record}");
+        drop(door);
+        near.stop();
+        far.stop();
     });
 }
 

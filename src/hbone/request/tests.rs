@@ -1,3 +1,5 @@
+//! The CONNECT request and its answer: exactly the headers of the protocol, and what is refused of others.
+
 use std::time::Duration;
 
 use http::Response;

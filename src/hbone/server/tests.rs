@@ -1,3 +1,5 @@
+//! A tunnel from the far side's first frames to its GOAWAY, with a bare HTTP/2 peer.
+
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 

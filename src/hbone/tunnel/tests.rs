@@ -1,3 +1,5 @@
+//! How much is logged of tunnels that peers make and break.
+
 use std::time::SystemTime;
 
 use super::*;

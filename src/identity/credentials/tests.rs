@@ -1,3 +1,5 @@
+//! Key, chain and roots that fit together, and each way in which they do not.
+
 use std::time::Duration;
 
 use rcgen::SanType;

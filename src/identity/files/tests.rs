@@ -1,3 +1,5 @@
+//! Certificates from real files that are swapped, half written, wrong or missing.
+
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! The rotation against a source and a clock that are made up.
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 

@@ -1,3 +1,5 @@
+//! The TLS configurations: whom they accept, and that OpenSSL agrees.
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};

@@ -1,3 +1,5 @@
+//! The mesh format: what it means, and each wrong value with its place.
+
 mod policies;
 
 use std::collections::BTreeMap;

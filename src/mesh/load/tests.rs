@@ -1,3 +1,5 @@
+//! Several files as one state: all or nothing, duplicates, references that lead nowhere, what is read again.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Who may be chosen, in which groups, and how often each is drawn.
+
 use std::collections::BTreeSet;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Each clause of the policy format, by tables and against the same rules spelled out.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+//! Edits in any order lead to the same state, and lookups find what is in it.
+
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;

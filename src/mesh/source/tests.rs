@@ -1,3 +1,5 @@
+//! The source of states on real folders: what is applied, what is refused, what is waited for.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

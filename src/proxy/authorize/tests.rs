@@ -1,3 +1,5 @@
+//! Verdicts and their reasons, by tables and properties.
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
 //! Passive health: what tries have shown of an endpoint, and when it is left alone for a while.
 //!
 //! So many failures in a row eject it, for a time that grows until it works again; one that is on trial goes at its first
-//! failure. Never more than half of a port's candidates are out at the same time, since then the fault is more likely
-//! ours, or the network's, than theirs. Nothing here can fail.
+//! failure. Connections that were under way when it went, however many, do not make that time grow. Never more than half of
+//! a port's candidates are out at the same time, since then the fault is more likely ours, or the network's, than theirs.
+//! Nothing here can fail.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -41,10 +42,13 @@ impl Ejections {
 /// Notes that connecting failed, or that a tunnel was lost. Returns for how long the endpoint is ejected, if it is now.
 /// `jitter`: 0 to 1.
 pub fn failed(candidates: &Candidates, live: &Live, settings: Balance, now_ms: u64, jitter: f64) -> Option<Duration> {
+    let after = settings.eject_after?;
     let failures = live.failed();
-    let on_trial = live.standing(now_ms) != Standing::Fine;
-    let enough = on_trial || settings.eject_after.is_some_and(|enough| failures >= enough.get());
-    if settings.eject_after.is_none() || !enough || !may_eject(candidates, live, now_ms) {
+    let enough = match live.standing(now_ms) {
+        Standing::Fine => failures >= after.get(),
+        Standing::Ejected | Standing::OnTrial => live.ends_trial(),
+    };
+    if !enough || !may_eject(candidates, live, now_ms) {
         return None;
     }
     Some(live.eject(now_ms, settings.eject_time, settings.eject_max, jitter))
@@ -107,6 +111,19 @@ mod tests {
             Some(Duration::from_secs(20)),
             "on trial one is enough"
         );
+    }
+
+    #[test]
+    fn who_was_under_way_does_not_make_the_time_grow() {
+        let candidates = candidates(4);
+        let (live, settings) = (live(&candidates, 0), Balance::default());
+        let fail = |now| failed(&candidates, live, settings, now, 0.0);
+        let times: Vec<_> = (0..100).filter_map(|_| fail(0)).collect();
+        assert_eq!(times, [Duration::from_secs(10)], "once, of a hundred that fail together");
+        assert_eq!(fail(10_000), None, "nobody has tried it out");
+        assert!(live.try_out(10_000, Duration::from_secs(5)));
+        let times: Vec<_> = (0..100).filter_map(|_| fail(11_000)).collect();
+        assert_eq!(times, [Duration::from_secs(20)], "the try, and nobody else");
     }
 
     #[test]

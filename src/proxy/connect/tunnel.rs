@@ -15,7 +15,7 @@ use crate::hbone::request::{Authority, ConnectRequest, Traceparent, claims_of, r
 use crate::hbone::{OpenError, Opened, Stream, Tunnel, TunnelKey};
 use crate::identity::SpiffeId;
 use crate::net::address::UpstreamAddr;
-use crate::proxy::connect::{ConnectError, Request, local_workload};
+use crate::proxy::connect::{ConnectError, Request};
 use crate::proxy::resolve::route::{Asked, Leg};
 use crate::proxy::worker::Worker;
 use crate::telemetry::{CloseReason, PeerLabels};
@@ -46,7 +46,7 @@ pub(super) async fn open(
     let key = TunnelKey::new(hop.socket_addr(), Arc::clone(&leg.allowed), request.client.ip(), uid);
     let key = if matches!(leg.asked, Asked::Itself(_)) { key } else { key.to_go_on() };
     let authority = leg.authority(hop);
-    let baggage = local_workload(worker).and_then(|workload| worker.baggage.of(&workload));
+    let baggage = worker.served().workload.as_ref().and_then(|workload| worker.baggage.of(workload));
     let (_, service) = request.target.labels();
     let connect = ConnectRequest {
         authority: &authority,
@@ -92,5 +92,6 @@ fn failed(error: &OpenError) -> ConnectError {
         words.push_str(&cause.to_string());
         source = cause.source();
     }
-    ConnectError { reason: error.close_reason(), detail: Some(io::Error::other(words)) }
+    let detail = Some(io::Error::other(words));
+    ConnectError { blameless: !error.retryable(), ..ConnectError::new(error.close_reason(), detail) }
 }

@@ -1,3 +1,5 @@
+//! What is told of a connection, as text.
+
 use super::*;
 use crate::mesh::snapshot_of;
 

@@ -1,3 +1,5 @@
+//! The queue of handshakes: bounded, the newest first, and no work on those that are too late.
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,3 +1,5 @@
+//! Where a stream may go on to, by tables of the protocol.
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;

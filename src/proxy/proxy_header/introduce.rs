@@ -35,7 +35,7 @@ pub async fn introduce(
         }
     };
     let sent = timeout(HEADER_WITHIN, sending).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
-    sent.map_err(|error| ConnectError { reason: CloseReason::UpstreamError, detail: Some(error) })
+    sent.map_err(|error| ConnectError::new(CloseReason::UpstreamError, Some(error)))
 }
 
 #[cfg(test)]

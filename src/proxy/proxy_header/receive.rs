@@ -52,7 +52,7 @@ impl From<HeaderError> for ConnectError {
             HeaderError::Malformed(malformed) => Some(io::Error::other(malformed)),
             HeaderError::Io(error) => Some(error),
         };
-        Self { reason, detail }
+        Self::new(reason, detail)
     }
 }
 

@@ -1,3 +1,5 @@
+//! Token buckets by tables and properties, and that what is remembered is bounded.
+
 use std::time::Duration;
 
 use proptest::prelude::*;

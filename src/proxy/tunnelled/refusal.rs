@@ -67,7 +67,7 @@ impl From<NoHop> for Refusal {
 }
 
 impl From<ConnectError> for Refusal {
-    fn from(ConnectError { reason, detail }: ConnectError) -> Self {
+    fn from(ConnectError { reason, detail, .. }: ConnectError) -> Self {
         let status = match reason {
             CloseReason::PolicyDenied => StatusCode::UNAUTHORIZED,
             _ => StatusCode::SERVICE_UNAVAILABLE,

@@ -1,3 +1,5 @@
+//! Access log lines, byte by byte.
+
 use std::time::UNIX_EPOCH;
 
 use super::*;

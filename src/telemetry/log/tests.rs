@@ -1,3 +1,5 @@
+//! The log queue: bounded, counted, and never in the way.
+
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;

@@ -1,3 +1,5 @@
+//! The whole scrape: every family once, by the grammar, with the names that dashboards know.
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;

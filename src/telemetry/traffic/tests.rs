@@ -1,3 +1,5 @@
+//! Traffic series: labels, sums, and what becomes of unused ones.
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 

@@ -1,3 +1,5 @@
+//! Draws: the better of two, nearest first, nobody who is out, full or tried.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

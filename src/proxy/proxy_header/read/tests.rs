@@ -1,3 +1,5 @@
+//! The PROXY protocol reader: every header, every prefix of one, and everything else.
+
 use proptest::prelude::*;
 
 use super::super::write::{proxy_v1, proxy_v2};

@@ -1,3 +1,5 @@
+//! Headers over real sockets: in any pieces, too late, and not one byte too many.
+
 use std::io::{Read, Write};
 use std::net::TcpStream as Client;
 

@@ -1,3 +1,5 @@
+//! What new trust means for tunnels that are open, and when old ones end.
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
