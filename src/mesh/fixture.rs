@@ -34,7 +34,7 @@ pub(super) fn workload(uid: &str) -> Workload {
         locality: Locality::default(),
         capacity: 1,
         services: Arc::default(),
-        authorization_policies: Vec::new(),
+        authorization_policies: Arc::default(),
         workload_name: "".into(),
         workload_type: "".into(),
         canonical_name: "".into(),

@@ -7,13 +7,15 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use equivalent::Equivalent;
 use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 
-use crate::mesh::key::{NameRef, NamespacedName, NetworkIp, NetworkIpRef};
+use crate::mesh::key::{Addressed, NameRef, Named, NamespacedName, NetworkIp, NetworkIpRef};
 use crate::mesh::slot::{ServiceSlot, Slot};
 use crate::mesh::workload::{NetworkMode, Protocol};
 use crate::mesh::{Service, Workload};
@@ -29,8 +31,8 @@ type Ranges = OrdMap<PrefixRank, HashMap<IpAddr, ServiceSlot>>;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
-    workloads: HashMap<NetworkIp, Slot<WorkloadRank, Arc<Workload>>>,
-    names: HashMap<NamespacedName, Slot<Arc<str>, Arc<Workload>>>,
+    workloads: HashMap<Addressed, Slot<WorkloadRank, Arc<Workload>>>,
+    names: HashMap<Named, Slot<Arc<str>, Arc<Workload>>>,
     /// By namespace and [`normal_host`] of the workload's host name.
     workload_hosts: HashMap<NamespacedName, Slot<WorkloadRank, Arc<Workload>>>,
     vips: HashMap<NetworkIp, ServiceSlot>,
@@ -113,31 +115,31 @@ impl Index {
 
     pub(super) fn put_workload(&mut self, workload: &Arc<Workload>) {
         if workload.network_mode == NetworkMode::Standard {
-            for ip in &workload.ips {
-                let key = NetworkIp { network: Arc::clone(&workload.network), ip: *ip };
-                put(&mut self.workloads, key, workload_rank(workload), workload);
+            for key in workload.ips.iter().filter_map(|ip| Addressed::new(workload, *ip)) {
+                put(&mut self.workloads, key, workload, workload_rank);
             }
         }
-        if let Some(name) = namespaced_name(workload) {
-            put(&mut self.names, name, Arc::clone(&workload.uid), workload);
+        if !workload.name.is_empty() {
+            put(&mut self.names, Named(Arc::clone(workload)), workload, uid);
         }
         if let Some(host) = namespaced_host(workload) {
-            put(&mut self.workload_hosts, host, workload_rank(workload), workload);
+            put(&mut self.workload_hosts, host, workload, workload_rank);
         }
     }
 
     pub(super) fn remove_workload(&mut self, workload: &Workload) {
         if workload.network_mode == NetworkMode::Standard {
             for ip in &workload.ips {
-                let key = NetworkIp { network: Arc::clone(&workload.network), ip: *ip };
-                remove(&mut self.workloads, &key, &workload_rank(workload));
+                let key = NetworkIpRef { network: &workload.network, ip: *ip };
+                remove(&mut self.workloads, &key, workload, workload_rank, |left| Addressed::new(left, *ip));
             }
         }
-        if let Some(name) = namespaced_name(workload) {
-            remove(&mut self.names, &name, &workload.uid);
+        if !workload.name.is_empty() {
+            let key = NameRef { namespace: &workload.namespace, name: &workload.name };
+            remove(&mut self.names, &key, workload, uid, |left| Some(Named(Arc::clone(left))));
         }
         if let Some(host) = namespaced_host(workload) {
-            remove(&mut self.workload_hosts, &host, &workload_rank(workload));
+            remove(&mut self.workload_hosts, &host, workload, workload_rank, |left| namespaced_host(left));
         }
     }
 
@@ -173,36 +175,42 @@ impl Index {
     }
 }
 
-fn put<K: std::hash::Hash + Eq + Clone, R: Ord + Clone>(
+fn put<K: Hash + Eq + Clone, R: Ord + Clone>(
     map: &mut HashMap<K, Slot<R, Arc<Workload>>>,
     key: K,
-    rank: R,
     workload: &Arc<Workload>,
+    rank: fn(&Workload) -> R,
 ) {
     match map.get_mut(&key) {
-        Some(slot) => slot.put(rank, Arc::clone(workload)),
-        None => drop(map.insert(key, Slot::One(rank, Arc::clone(workload)))),
+        Some(slot) => slot.put(Arc::clone(workload), |it| rank(it)),
+        None => drop(map.insert(key, Slot::One(Arc::clone(workload)))),
     }
 }
 
-fn remove<K: std::hash::Hash + Eq + Clone, R: Ord + Clone>(
+/// What is left is found by a key made of it, not of what has gone.
+fn remove<K: Hash + Eq + Clone, Q: Hash + Equivalent<K>, R: Ord + Clone>(
     map: &mut HashMap<K, Slot<R, Arc<Workload>>>,
-    key: &K,
-    rank: &R,
+    key: &Q,
+    gone: &Workload,
+    rank: fn(&Workload) -> R,
+    key_of: impl Fn(&Arc<Workload>) -> Option<K>,
 ) {
-    if map.get_mut(key).is_some_and(|slot| slot.remove(rank)) {
-        map.remove(key);
+    let Some(mut slot) = map.remove(key) else { return };
+    if !slot.remove(&rank(gone), |it| rank(it))
+        && let Some(key) = slot.best().and_then(key_of)
+    {
+        map.insert(key, slot);
     }
 }
 
-fn put_service_in<K: std::hash::Hash + Eq + Clone>(map: &mut HashMap<K, ServiceSlot>, key: K, service: &Arc<Service>) {
+fn put_service_in<K: Hash + Eq + Clone>(map: &mut HashMap<K, ServiceSlot>, key: K, service: &Arc<Service>) {
     match map.get_mut(&key) {
         Some(slot) => slot.put(service),
         None => drop(map.insert(key, ServiceSlot::One(Arc::clone(service)))),
     }
 }
 
-fn remove_service_from<K: std::hash::Hash + Eq + Clone>(map: &mut HashMap<K, ServiceSlot>, key: &K, service: &Service) {
+fn remove_service_from<K: Hash + Eq + Clone>(map: &mut HashMap<K, ServiceSlot>, key: &K, service: &Service) {
     if map.get_mut(key).is_some_and(|slot| slot.remove(service)) {
         map.remove(key);
     }
@@ -220,13 +228,11 @@ fn workload_rank(workload: &Workload) -> WorkloadRank {
     (Reverse(precedence), Arc::clone(&workload.uid))
 }
 
-/// A workload without a name cannot be found by it.
-fn namespaced_name(workload: &Workload) -> Option<NamespacedName> {
-    (!workload.name.is_empty())
-        .then(|| NamespacedName { namespace: Arc::clone(&workload.namespace), name: Arc::clone(&workload.name) })
+fn uid(workload: &Workload) -> Arc<str> {
+    Arc::clone(&workload.uid)
 }
 
-/// Nor one without a host name by that.
+/// A workload without a host name cannot be found by it.
 fn namespaced_host(workload: &Workload) -> Option<NamespacedName> {
     (!workload.hostname.is_empty()).then(|| {
         let name = match normal_host(&workload.hostname) {

@@ -4,12 +4,13 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::net::IpAddr;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use equivalent::{Comparable, Equivalent};
 
-use crate::mesh::ServiceKey;
+use crate::mesh::{ServiceKey, Workload};
 
 /// An address in a network. The address is canonical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,7 +20,7 @@ pub(super) struct NetworkIp {
 }
 
 /// [`NetworkIp`], borrowed.
-#[derive(Debug, Clone, Copy, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct NetworkIpRef<'a> {
     pub(super) network: &'a str,
     pub(super) ip: IpAddr,
@@ -31,7 +32,79 @@ impl Equivalent<NetworkIp> for NetworkIpRef<'_> {
     }
 }
 
-/// A workload's name in its namespace; several workloads may have it.
+/// A workload as the key of one of its addresses. The map's nodes are a third full: a key as small as this is what makes
+/// a map of all addresses small.
+#[derive(Debug, Clone)]
+pub(super) struct Addressed {
+    workload: Arc<Workload>,
+    /// Which of its addresses; it has it.
+    at: u32,
+}
+
+impl Addressed {
+    /// `None` when the workload does not have the address.
+    pub(super) fn new(workload: &Arc<Workload>, ip: IpAddr) -> Option<Self> {
+        let at = workload.ips.iter().position(|it| *it == ip).and_then(|at| u32::try_from(at).ok())?;
+        Some(Self { workload: Arc::clone(workload), at })
+    }
+
+    fn borrowed(&self) -> NetworkIpRef<'_> {
+        let ip = usize::try_from(self.at).ok().and_then(|at| self.workload.ips.get(at));
+        NetworkIpRef { network: &self.workload.network, ip: ip.copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) }
+    }
+}
+
+impl PartialEq for Addressed {
+    fn eq(&self, other: &Self) -> bool {
+        self.borrowed() == other.borrowed()
+    }
+}
+
+impl Eq for Addressed {}
+
+impl Hash for Addressed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.borrowed().hash(state);
+    }
+}
+
+impl Equivalent<Addressed> for NetworkIpRef<'_> {
+    fn equivalent(&self, key: &Addressed) -> bool {
+        *self == key.borrowed()
+    }
+}
+
+/// A workload as the key of its name in its namespace.
+#[derive(Debug, Clone)]
+pub(super) struct Named(pub(super) Arc<Workload>);
+
+impl Named {
+    fn borrowed(&self) -> NameRef<'_> {
+        NameRef { namespace: &self.0.namespace, name: &self.0.name }
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.borrowed() == other.borrowed()
+    }
+}
+
+impl Eq for Named {}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.borrowed().hash(state);
+    }
+}
+
+impl Equivalent<Named> for NameRef<'_> {
+    fn equivalent(&self, key: &Named) -> bool {
+        *self == key.borrowed()
+    }
+}
+
+/// A workload's host name in its namespace; several workloads may have it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct NamespacedName {
     pub(super) namespace: Arc<str>,
@@ -39,7 +112,7 @@ pub(super) struct NamespacedName {
 }
 
 /// [`NamespacedName`] or [`ServiceKey`], borrowed.
-#[derive(Debug, Clone, Copy, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct NameRef<'a> {
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
@@ -92,6 +165,7 @@ mod tests {
     use std::hash::{BuildHasher, RandomState};
 
     use super::*;
+    use crate::mesh::fixture;
 
     #[test]
     fn borrowed_keys_hash_like_owned_ones() {
@@ -101,6 +175,13 @@ mod tests {
             hasher.hash_one(NetworkIp { network: "n".into(), ip }),
             hasher.hash_one(NetworkIpRef { network: "n", ip })
         );
+        let ips = vec![[10, 0, 0, 9].into(), ip];
+        let workload = Arc::new(Workload { network: "n".into(), name: "a".into(), ips, ..fixture::workload("u") });
+        let addressed = Addressed::new(&workload, ip).expect("it has the address");
+        assert_eq!(hasher.hash_one(addressed), hasher.hash_one(NetworkIpRef { network: "n", ip }));
+        let named = NameRef { namespace: &workload.namespace, name: "a" };
+        assert_eq!(hasher.hash_one(Named(Arc::clone(&workload))), hasher.hash_one(named));
+        assert!(Addressed::new(&workload, [10, 0, 0, 2].into()).is_none());
         let name = NameRef { namespace: "ns", name: "a" };
         assert_eq!(hasher.hash_one(NamespacedName { namespace: "ns".into(), name: "a".into() }), hasher.hash_one(name));
         assert_eq!(hasher.hash_one(ServiceKey { namespace: "ns".into(), hostname: "a".into() }), hasher.hash_one(name));

@@ -58,7 +58,7 @@ impl Policies {
     }
 
     pub(super) fn view(&self, workload: &Workload) -> PolicyView {
-        let listed = match workload.authorization_policies.as_slice() {
+        let listed = match &*workload.authorization_policies {
             [] => None,
             keys => match self.lists.get(keys) {
                 Some(entry) => Some(Arc::clone(&entry.listed)),
@@ -71,7 +71,7 @@ impl Policies {
 
     /// The listed keys that are not there, whoever lists them.
     pub(super) fn missing<'a>(&'a self, workload: &Workload) -> &'a [PolicyKey] {
-        let entry = self.lists.get(workload.authorization_policies.as_slice());
+        let entry = self.lists.get(&*workload.authorization_policies);
         entry.map(|entry| entry.listed.missing()).unwrap_or_default()
     }
 
@@ -100,16 +100,16 @@ impl Policies {
     }
 
     pub(super) fn put_workload(&mut self, workload: &Workload, touched: &mut Touched) {
-        let keys = workload.authorization_policies.as_slice();
+        let keys = &workload.authorization_policies;
         if keys.is_empty() {
             return;
         }
-        if let Some(entry) = self.lists.get_mut(keys) {
+        if let Some(entry) = self.lists.get_mut(&**keys) {
             entry.users += 1;
             return;
         }
-        let list: List = keys.into();
-        for key in keys {
+        let list: List = Arc::clone(keys);
+        for key in keys.iter() {
             self.listers.entry(Arc::clone(key)).or_default().insert(Arc::clone(&list));
         }
         self.lists.insert(Arc::clone(&list), Entry { users: 1, listed: Arc::default() });
@@ -117,11 +117,11 @@ impl Policies {
     }
 
     pub(super) fn remove_workload(&mut self, workload: &Workload, touched: &mut Touched) {
-        let keys = workload.authorization_policies.as_slice();
-        if let Some(entry) = self.lists.get_mut(keys) {
+        let keys = &workload.authorization_policies;
+        if let Some(entry) = self.lists.get_mut(&**keys) {
             entry.users = entry.users.saturating_sub(1);
             if entry.users == 0 {
-                touched.lists.insert(keys.into());
+                touched.lists.insert(Arc::clone(keys));
             }
         }
     }

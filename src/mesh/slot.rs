@@ -11,42 +11,39 @@ use imbl::OrdMap;
 use crate::mesh::key::{NamespaceStart, OwnRank};
 use crate::mesh::{Service, ServiceKey, Visibility};
 
-/// Items ordered by a rank of which the smallest is best.
+/// Items ordered by a rank of which the smallest is best. Whoever changes it says how an item ranks, always alike.
 #[derive(Debug, Clone)]
 pub(super) enum Slot<R: Ord + Clone, T: Clone> {
-    One(R, T),
+    One(T),
     /// At least two.
-    Many(OrdMap<R, T>),
+    Many(Arc<OrdMap<R, T>>),
 }
 
 impl<R: Ord + Clone, T: Clone> Slot<R, T> {
     /// Replaces what has the same rank.
-    pub(super) fn put(&mut self, rank: R, item: T) {
+    pub(super) fn put(&mut self, item: T, rank: impl Fn(&T) -> R) {
         match self {
-            Self::One(only, _) if *only != rank => {
-                let mut many = OrdMap::new();
-                if let Self::One(first_rank, first) = self.clone() {
-                    many.insert(first_rank, first);
-                }
-                many.insert(rank, item);
-                *self = Self::Many(many);
+            Self::One(only) if rank(only) != rank(&item) => {
+                let both = [(rank(only), only.clone()), (rank(&item), item)];
+                *self = Self::Many(Arc::new(both.into_iter().collect()));
             }
-            Self::One(..) => *self = Self::One(rank, item),
-            Self::Many(many) => drop(many.insert(rank, item)),
+            Self::One(only) => *only = item,
+            Self::Many(many) => drop(Arc::make_mut(many).insert(rank(&item), item)),
         }
     }
 
     /// Returns whether nothing is left, in which case the slot itself must go.
     #[must_use]
-    pub(super) fn remove(&mut self, rank: &R) -> bool {
+    pub(super) fn remove(&mut self, gone: &R, rank: impl Fn(&T) -> R) -> bool {
         match self {
-            Self::One(only, _) => only == rank,
+            Self::One(only) => rank(only) == *gone,
             Self::Many(many) => {
-                many.remove(rank);
+                let many = Arc::make_mut(many);
+                many.remove(gone);
                 if many.len() == 1
-                    && let Some((rank, item)) = many.get_min().cloned()
+                    && let Some((_, item)) = many.get_min().cloned()
                 {
-                    *self = Self::One(rank, item);
+                    *self = Self::One(item);
                 }
                 false
             }
@@ -55,7 +52,7 @@ impl<R: Ord + Clone, T: Clone> Slot<R, T> {
 
     pub(super) fn best(&self) -> Option<&T> {
         match self {
-            Self::One(_, item) => Some(item),
+            Self::One(item) => Some(item),
             Self::Many(many) => many.get_min().map(|(_, item)| item),
         }
     }
@@ -63,7 +60,7 @@ impl<R: Ord + Clone, T: Clone> Slot<R, T> {
     /// Best first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         let (one, many) = match self {
-            Self::One(_, item) => (Some(item), None),
+            Self::One(item) => (Some(item), None),
             Self::Many(many) => (None, Some(many.values())),
         };
         one.into_iter().chain(many.into_iter().flatten())

@@ -42,7 +42,7 @@ pub struct Workload {
     /// same here, so it is one map for all of them.
     pub services: Memberships,
     /// Keys (`namespace/name`) of the policies that select this workload.
-    pub authorization_policies: Vec<Arc<str>>,
+    pub authorization_policies: Arc<[Arc<str>]>,
     pub workload_name: Arc<str>,
     pub workload_type: Arc<str>,
     pub canonical_name: Arc<str>,

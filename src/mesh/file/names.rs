@@ -15,6 +15,7 @@ pub(in crate::mesh) struct Names {
     known: RefCell<HashSet<Arc<str>>>,
     identities: RefCell<HashMap<Arc<str>, Arc<[SpiffeId]>>>,
     memberships: RefCell<HashSet<Memberships>>,
+    lists: RefCell<HashSet<Arc<[Arc<str>]>>>,
 }
 
 impl Names {
@@ -41,6 +42,16 @@ impl Names {
             return Arc::clone(shared);
         }
         let shared = Arc::new(services);
+        known.insert(Arc::clone(&shared));
+        shared
+    }
+
+    pub(super) fn list(&self, names: Vec<Arc<str>>) -> Arc<[Arc<str>]> {
+        let mut known = self.lists.borrow_mut();
+        if let Some(shared) = known.get(&*names) {
+            return Arc::clone(shared);
+        }
+        let shared: Arc<[Arc<str>]> = names.into();
         known.insert(Arc::clone(&shared));
         shared
     }

@@ -352,7 +352,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         locality: Locality { region: more.2.clone(), zone: more.3, subzone: "".into() },
         capacity: kinds.4,
         services: Arc::new(services),
-        authorization_policies: vec!["ns/policy".into()],
+        authorization_policies: Arc::new(["ns/policy".into()]),
         workload_name: more.4,
         workload_type: more.2,
         canonical_name: more.1,

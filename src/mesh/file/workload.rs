@@ -95,7 +95,7 @@ pub(super) fn read(cursor: &Cursor<'_>, names: &Names) -> Option<Workload> {
             locality: fields.get("locality").and_then(|cursor| locality(&cursor, names)).unwrap_or_default(),
             capacity: fields.or("capacity", integer("a weight, 0 to 4294967295"), 1),
             services: services.map(|services| names.memberships(services)).unwrap_or_default(),
-            authorization_policies: policies.unwrap_or_default(),
+            authorization_policies: policies.map(|keys| names.list(keys)).unwrap_or_default(),
             workload_name: text("workloadName"),
             workload_type: text("workloadType"),
             canonical_name: text("canonicalName"),

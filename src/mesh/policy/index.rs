@@ -3,7 +3,7 @@
 //! A rule matches only if each of its clauses does, and a clause only if one of its matches does. So one clause is enough to find a
 //! rule by: the rule is entered under one required value or another of each match of that clause. Of the clauses and groups that would do,
 //! those are taken whose values the fewest rules share. A rule that requires nothing that can be looked up (only `not` lists) is always
-//! a candidate.
+//! a candidate; so are all rules where they are few, since a hash look-up costs as much as comparing with one.
 //!
 //! Invariant: the rules that match are among the candidates. Cost of a look-up: a few hash look-ups, one for each length
 //! of prefix and range that occurs, and the candidates.
@@ -22,8 +22,19 @@ pub(super) type Postings = Vec<u32>;
 /// What a value that nearly everybody has costs, whatever the number of its rules.
 const BROAD: u64 = 1 << 24;
 
+/// So few rules are compared one by one.
+const FEW: usize = 4;
+
 #[derive(Debug, Default)]
 pub(super) struct RuleIndex {
+    /// Candidates of every connection: all rules, if they are few.
+    always: Postings,
+    by_value: Option<Box<ByValue>>,
+}
+
+/// Rules by one value that they require.
+#[derive(Debug, Default)]
+struct ByValue {
     namespaces: TextIndex,
     principals: TextIndex,
     /// By `ns/NAMESPACE/sa/ACCOUNT`.
@@ -31,7 +42,6 @@ pub(super) struct RuleIndex {
     sources: RangeIndex,
     destinations: RangeIndex,
     ports: HashMap<u16, Postings>,
-    always: Postings,
 }
 
 #[derive(Debug, Default)]
@@ -64,37 +74,48 @@ type Shared<'a> = HashMap<Atom<'a>, u64>;
 impl RuleIndex {
     /// Rules are known by their place in `rules`.
     pub(super) fn new(rules: &[&Rule]) -> Self {
+        if rules.len() <= FEW {
+            return Self { always: (0..).zip(rules).map(|(number, _)| number).collect(), by_value: None };
+        }
         let mut shared = Shared::new();
         let clauses = rules.iter().flat_map(|rule| &rule.clauses);
         for atom in clauses.flat_map(|clause| &clause.matches).flat_map(groups).flatten() {
             *shared.entry(atom).or_default() += 1;
         }
-        let mut index = Self::default();
+        let (mut always, mut by_value) = (Postings::new(), ByValue::default());
         for (number, rule) in (0..).zip(rules) {
             let clauses = rule.clauses.iter().filter_map(|clause| clause_atoms(clause, &shared));
             match clauses.min_by_key(|(cost, _)| *cost) {
-                Some((_, atoms)) => atoms.into_iter().for_each(|atom| index.enter(atom, number)),
-                None => index.always.push(number),
+                Some((_, atoms)) => atoms.into_iter().for_each(|atom| by_value.enter(atom, number)),
+                None => always.push(number),
             }
         }
-        index
+        Self { always, by_value: Some(Box::new(by_value)) }
     }
 
     /// Hands over lists that together have every rule that can match. A rule may be in several.
     pub(super) fn candidates<'a>(&'a self, facts: &Facts<'_>, mut visit: impl FnMut(&'a [u32])) {
-        self.namespaces.find(facts.namespace, &mut visit);
+        if let Some(by_value) = &self.by_value {
+            by_value.candidates(facts, &mut visit);
+        }
+        visit(&self.always);
+    }
+}
+
+impl ByValue {
+    fn candidates<'a>(&'a self, facts: &Facts<'_>, visit: &mut impl FnMut(&'a [u32])) {
+        self.namespaces.find(facts.namespace, visit);
         if let Some(principal) = facts.principal {
-            self.principals.find(principal, &mut visit);
+            self.principals.find(principal, visit);
         }
         if let Some(path) = facts.account_path.filter(|_| !self.accounts.is_empty()) {
             self.accounts.get(path).into_iter().for_each(|found| visit(found));
         }
-        self.sources.find(facts.source, &mut visit);
-        self.destinations.find(facts.destination, &mut visit);
+        self.sources.find(facts.source, visit);
+        self.destinations.find(facts.destination, visit);
         if !self.ports.is_empty() {
             self.ports.get(&facts.port).into_iter().for_each(|found| visit(found));
         }
-        visit(&self.always);
     }
 
     fn enter(&mut self, atom: Atom<'_>, number: u32) {

@@ -10,10 +10,10 @@ use super::{Action, Compiled, Facts, Policy, PolicyKey, Rule};
 pub struct PolicySet {
     /// By key.
     policies: Box<[Arc<Compiled>]>,
-    deny: Kind,
-    allow: Kind,
-    dry_deny: Kind,
-    dry_allow: Kind,
+    deny: Option<Box<Kind>>,
+    allow: Option<Box<Kind>>,
+    dry_deny: Option<Box<Kind>>,
+    dry_allow: Option<Box<Kind>>,
 }
 
 /// The policies that a list of keys means.
@@ -24,11 +24,9 @@ pub(in crate::mesh) struct Listed {
     pub(super) missing: Box<[PolicyKey]>,
 }
 
-/// The policies of one action that are enforced, or are not.
+/// The policies of one action that are enforced, or are not; not there without any, but those without a rule count.
 #[derive(Debug, Default)]
 struct Kind {
-    /// Whether there are any; those without a rule count.
-    some: bool,
     /// Ordered by policy; the index means places in here.
     rules: Box<[RuleRef]>,
     index: RuleIndex,
@@ -63,7 +61,7 @@ impl PolicySet {
     /// The first enforced policy by key that matches.
     #[must_use]
     pub fn first(&self, action: Action, facts: &Facts<'_>) -> Option<&PolicyKey> {
-        let kind = self.kind(action, false);
+        let kind = self.kind(action, false)?;
         let mut best: Option<u32> = None;
         kind.index.candidates(facts, |numbers| {
             let better = numbers.iter().take_while(|number| best.is_none_or(|best| **number < best));
@@ -75,8 +73,8 @@ impl PolicySet {
     /// The policies that are not enforced and match, by key.
     #[must_use]
     pub fn dry_run(&self, action: Action, facts: &Facts<'_>) -> Vec<&PolicyKey> {
-        let kind = self.kind(action, true);
         let mut found = Vec::new();
+        let Some(kind) = self.kind(action, true) else { return found };
         kind.index.candidates(facts, |numbers| {
             let matching = numbers.iter().filter(|number| self.matches(kind, **number, facts));
             found.extend(matching.filter_map(|number| Some(&self.policy(kind, *number)?.policy.key)));
@@ -88,16 +86,16 @@ impl PolicySet {
 
     /// Whether there is any such policy, whatever it matches.
     #[must_use]
-    pub const fn has(&self, action: Action, dry_run: bool) -> bool {
-        self.kind(action, dry_run).some
+    pub fn has(&self, action: Action, dry_run: bool) -> bool {
+        self.kind(action, dry_run).is_some()
     }
 
-    const fn kind(&self, action: Action, dry_run: bool) -> &Kind {
+    fn kind(&self, action: Action, dry_run: bool) -> Option<&Kind> {
         match (action, dry_run) {
-            (Action::Deny, false) => &self.deny,
-            (Action::Allow, false) => &self.allow,
-            (Action::Deny, true) => &self.dry_deny,
-            (Action::Allow, true) => &self.dry_allow,
+            (Action::Deny, false) => self.deny.as_deref(),
+            (Action::Allow, false) => self.allow.as_deref(),
+            (Action::Deny, true) => self.dry_deny.as_deref(),
+            (Action::Allow, true) => self.dry_allow.as_deref(),
         }
     }
 
@@ -115,22 +113,20 @@ impl PolicySet {
 }
 
 impl Kind {
-    fn new(policies: &[Arc<Compiled>], action: Action, dry_run: bool) -> Self {
-        let mut kind = Self::default();
+    fn new(policies: &[Arc<Compiled>], action: Action, dry_run: bool) -> Option<Box<Self>> {
+        let mut some = false;
         let (mut places, mut rules): (Vec<RuleRef>, Vec<&Rule>) = (Vec::new(), Vec::new());
         for (policy, compiled) in (0..).zip(policies) {
             if (compiled.policy.action, compiled.policy.dry_run) != (action, dry_run) {
                 continue;
             }
-            kind.some = true;
+            some = true;
             for (rule, it) in (0..).zip(&compiled.rules) {
                 places.push(RuleRef { policy, rule });
                 rules.extend(compiled.policy.rules.get(it.at));
             }
         }
-        kind.index = RuleIndex::new(&rules);
-        kind.rules = places.into();
-        kind
+        some.then(|| Box::new(Self { index: RuleIndex::new(&rules), rules: places.into() }))
     }
 }
 

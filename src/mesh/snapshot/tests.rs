@@ -277,7 +277,7 @@ fn shown(view: &PolicyView) -> Vec<&str> {
 
 #[test]
 fn another_scope_moves_a_policy_between_the_indexes() {
-    let listing = Arc::new(Workload { authorization_policies: vec!["a/p".into()], ..workload("lists") });
+    let listing = Arc::new(Workload { authorization_policies: Arc::new(["a/p".into()]), ..workload("lists") });
     let other = Arc::new(Workload { namespace: "a".into(), ..workload("other") });
     let mut snapshot = build([Change::PutWorkload(Arc::clone(&listing)), Change::PutWorkload(Arc::clone(&other))]);
     for (scope, lists, others) in [
@@ -305,7 +305,7 @@ fn another_scope_moves_a_policy_between_the_indexes() {
 /// A worker looks at its connections again when its workload's policies are not the same; for no other reason.
 #[test]
 fn only_what_concerns_a_workload_changes_its_view() {
-    let lists = |uid: &str, key: &str| Workload { authorization_policies: vec![key.into()], ..workload(uid) };
+    let lists = |uid: &str, key: &str| Workload { authorization_policies: Arc::new([key.into()]), ..workload(uid) };
     let watched = Arc::new(lists("watched", "x/p"));
     let before = build([
         Change::PutWorkload(Arc::clone(&watched)),
@@ -574,7 +574,7 @@ fn check(snapshot: &Snapshot, model: &Model) -> Result<(), TestCaseError> {
         prop_assert!(view.same_as(&snapshot.policies_for(workload)), "kept, not made anew");
         // One that the state does not have is told the same.
         let stranger =
-            Workload { authorization_policies: vec!["b/s".into(), "c/none".into()], ..Workload::clone(workload) };
+            Workload { authorization_policies: Arc::new(["b/s".into(), "c/none".into()]), ..Workload::clone(workload) };
         let view = snapshot.policies_for(&stranger);
         prop_assert_eq!(view.policies(), model.policies(&stranger).0);
         dangling += missing.len();
