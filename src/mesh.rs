@@ -18,6 +18,7 @@ mod index;
 mod key;
 pub mod live;
 mod load;
+mod map;
 pub mod plan;
 mod policies;
 pub mod policy;

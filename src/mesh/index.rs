@@ -12,10 +12,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use equivalent::Equivalent;
-use imbl::{HashMap, OrdMap};
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use crate::mesh::key::{Addressed, NameRef, Named, NamespacedName, NetworkIp, NetworkIpRef};
+use crate::mesh::map::HashMap;
 use crate::mesh::slot::{ServiceSlot, Slot};
 use crate::mesh::workload::{NetworkMode, Protocol};
 use crate::mesh::{Service, Workload};

@@ -10,12 +10,15 @@ mod duplicates;
 mod parse;
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::Hash;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::problem::{Origin, Problem, Problems};
 use crate::files::{Bounds, ContentHash, FileContent, FileError, FileFault, Scan};
 use crate::mesh::file::{FileContents, Section, Site};
+use crate::mesh::map;
 use crate::mesh::{Change, Policy, PolicyKey, ServiceKey, ServiceSpec, Snapshot, SnapshotBuilder, Workload};
 
 use duplicates::{Duplicate, Where};
@@ -47,9 +50,9 @@ struct Applied {
     snapshot: Arc<Snapshot>,
     files: HashMap<PathBuf, (ContentHash, Arc<FileContents>)>,
     /// uid -> file.
-    workloads: imbl::HashMap<Arc<str>, Arc<Path>>,
-    services: imbl::HashMap<ServiceKey, Arc<Path>>,
-    policies: imbl::HashMap<PolicyKey, Arc<Path>>,
+    workloads: map::HashMap<Arc<str>, Arc<Path>>,
+    services: map::HashMap<ServiceKey, Arc<Path>>,
+    policies: map::HashMap<PolicyKey, Arc<Path>>,
 }
 
 /// A state that was built and became the loader's current one.
@@ -69,29 +72,33 @@ impl Loader {
     /// All or nothing. `Ok(None)`: the files say what they said before, byte for byte. The texts of a large state
     /// are let go of one by one as they are parsed, and `scan` has them no more.
     pub(super) fn load(&mut self, scan: &mut Scan) -> Result<Option<Loaded>, Problems> {
-        let mut problems = unreadable_files(scan);
-        let new = self.unknown(scan);
-        let mut new = parse::parse_all(new, &self.applied.snapshot);
+        self.prepare(scan);
         let scan = &*scan;
+        let mut problems = unreadable_files(scan);
         let mut current: Vec<(&FileContent, Arc<FileContents>)> = Vec::with_capacity(scan.files.len());
-        let mut parsed = HashMap::with_capacity(scan.files.len());
         for file in &scan.files {
-            let known = self.known(&file.path, file.hash).or_else(|| new.remove(&*file.path));
-            let Some(known) = known else {
-                problems.push(unreadable(&FileError { path: file.path.clone(), fault: FileFault::Unstable }));
-                continue;
-            };
-            match &known.result {
-                Ok(contents) => current.push((file, Arc::clone(contents))),
-                Err(wrong) => problems.extend(wrong.iter().cloned()),
+            match self.parsed.get(&file.path).map(|parsed| &parsed.result) {
+                Some(Ok(contents)) => current.push((file, Arc::clone(contents))),
+                Some(Err(wrong)) => problems.extend(wrong.iter().cloned()),
+                None => problems.push(unreadable(&FileError { path: file.path.clone(), fault: FileFault::Unstable })),
             }
-            parsed.insert(file.path.clone(), known);
         }
-        self.parsed = parsed;
         if !problems.is_empty() {
             return Err(problems);
         }
         self.apply(scan, &current)
+    }
+
+    /// Parses what is not known, so that it is when the scan is loaded. Nothing is refused yet: what the files say may be
+    /// half of what they will.
+    pub(super) fn prepare(&mut self, scan: &mut Scan) {
+        let new = self.unknown(scan);
+        let mut new = parse::parse_all(new, &self.applied.snapshot);
+        let known = scan.files.iter().filter_map(|file| {
+            let known = self.known(&file.path, file.hash).or_else(|| new.remove(&*file.path));
+            Some((file.path.clone(), known?))
+        });
+        self.parsed = known.collect();
     }
 
     /// References of the applied state that lead nowhere, each with its place; `scan` is what it was loaded from.
@@ -148,27 +155,25 @@ impl Loader {
             return Ok(None);
         }
 
-        let mut owners = Owners::new(&self.applied);
-        for (_, (_, contents)) in self.applied.files.iter().filter(|(path, _)| !staying.contains(path.as_path())) {
-            owners.leave(contents);
-        }
+        let leaving: HashMap<&Path, &FileContents> = self
+            .applied
+            .files
+            .iter()
+            .map(|(path, (_, contents))| (path.as_path(), &**contents))
+            .filter(|(path, _)| !staying.contains(path))
+            .collect();
+        let mut owners = Owners::new(&self.applied, &leaving);
         for (file, contents) in &entering {
             owners.enter(&file.path, contents);
         }
-        let Owners { workloads, services, policies, left, duplicates, more_duplicates } = owners;
+        let mut changes = owners.leave();
+        let Owners { duplicates, more_duplicates, .. } = owners;
+        let (workloads, services, policies) = (owners.workloads.files, owners.services.files, owners.policies.files);
         if !duplicates.is_empty() {
             let files = current.iter().map(|(file, contents)| (*file, &**contents));
             return Err(duplicates::problems(duplicates, more_duplicates, files, self.bounds));
         }
 
-        let mut changes: Vec<Change> = Vec::new();
-        let gone = |change: &Change| match change {
-            Change::RemoveWorkload(uid) => !workloads.contains_key(uid),
-            Change::RemoveService(key) => !services.contains_key(key),
-            Change::RemovePolicy(key) => !policies.contains_key(key),
-            Change::PutWorkload(_) | Change::PutService(_) | Change::PutPolicy(_) => true,
-        };
-        changes.extend(left.into_iter().filter(gone));
         for (_, contents) in &entering {
             changes.extend(news(contents, &self.applied.snapshot));
         }
@@ -186,71 +191,107 @@ impl Loader {
     }
 }
 
-/// Who defines what, while files leave and enter.
-struct Owners {
-    workloads: imbl::HashMap<Arc<str>, Arc<Path>>,
-    services: imbl::HashMap<ServiceKey, Arc<Path>>,
-    policies: imbl::HashMap<PolicyKey, Arc<Path>>,
-    /// Removals of what the leaving files define; some of it may enter again.
-    left: Vec<Change>,
+/// Who defines what, while files leave and enter. What a new version of a file defines as the old one did stays as it
+/// is: the maps are as large as the state.
+struct Owners<'a> {
+    leaving: &'a HashMap<&'a Path, &'a FileContents>,
+    workloads: Owned<'a, Arc<str>>,
+    services: Owned<'a, ServiceKey>,
+    policies: Owned<'a, PolicyKey>,
     duplicates: Vec<Duplicate>,
     more_duplicates: usize,
 }
 
-impl Owners {
-    fn new(applied: &Applied) -> Self {
+/// The files of the resources of one kind.
+struct Owned<'a, K> {
+    files: map::HashMap<K, Arc<Path>>,
+    /// Those that leaving files define in their new version, or that have moved.
+    again: HashSet<&'a K>,
+}
+
+impl<'a> Owners<'a> {
+    fn new(applied: &Applied, leaving: &'a HashMap<&'a Path, &'a FileContents>) -> Self {
         Self {
-            workloads: applied.workloads.clone(),
-            services: applied.services.clone(),
-            policies: applied.policies.clone(),
-            left: Vec::new(),
+            leaving,
+            workloads: Owned::new(&applied.workloads),
+            services: Owned::new(&applied.services),
+            policies: Owned::new(&applied.policies),
             duplicates: Vec::new(),
             more_duplicates: 0,
         }
     }
 
-    fn leave(&mut self, contents: &FileContents) {
-        for (_, workload) in &contents.workloads {
-            self.workloads.remove(&workload.uid);
-            self.left.push(Change::RemoveWorkload(Arc::clone(&workload.uid)));
-        }
-        for (_, spec) in &contents.services {
-            self.services.remove(spec.key());
-            self.left.push(Change::RemoveService(spec.key().clone()));
-        }
-        for (_, policy) in &contents.policies {
-            self.policies.remove(&policy.key);
-            self.left.push(Change::RemovePolicy(policy.key.clone()));
-        }
-    }
-
-    fn enter(&mut self, path: &Path, contents: &FileContents) {
+    fn enter(&mut self, path: &Path, contents: &'a FileContents) {
         let path: Arc<Path> = path.into();
         for (site, workload) in &contents.workloads {
-            let uid = &workload.uid;
-            if let Some(first) = self.workloads.insert(Arc::clone(uid), Arc::clone(&path)) {
-                self.duplicate(Section::Workloads, uid.to_string(), first, &path, *site);
-            }
+            let first = self.workloads.enter(&workload.uid, &path, self.leaving);
+            self.note(first, Section::Workloads, &workload.uid, &path, *site);
         }
         for (site, spec) in &contents.services {
-            if let Some(first) = self.services.insert(spec.key().clone(), Arc::clone(&path)) {
-                self.duplicate(Section::Services, spec.key().to_string(), first, &path, *site);
-            }
+            let first = self.services.enter(spec.key(), &path, self.leaving);
+            self.note(first, Section::Services, spec.key(), &path, *site);
         }
         for (site, policy) in &contents.policies {
-            if let Some(first) = self.policies.insert(policy.key.clone(), Arc::clone(&path)) {
-                self.duplicate(Section::Policies, policy.key.to_string(), first, &path, *site);
-            }
+            let first = self.policies.enter(&policy.key, &path, self.leaving);
+            self.note(first, Section::Policies, &policy.key, &path, *site);
         }
     }
 
-    fn duplicate(&mut self, section: Section, name: String, first: Arc<Path>, path: &Arc<Path>, site: Site) {
+    fn note(
+        &mut self,
+        first: Option<Arc<Path>>,
+        section: Section,
+        name: &dyn fmt::Display,
+        path: &Arc<Path>,
+        site: Site,
+    ) {
+        let Some(first) = first else { return };
         if self.duplicates.len() == MAX_DUPLICATES {
             self.more_duplicates += 1;
             return;
         }
         let second = Where { path: Arc::clone(path), site };
-        self.duplicates.push(Duplicate { section, name, first, second });
+        self.duplicates.push(Duplicate { section, name: name.to_string(), first, second });
+    }
+
+    /// What the leaving files define and no other does. All that enters has done so.
+    fn leave(&mut self) -> Vec<Change> {
+        let mut gone = Vec::new();
+        for contents in self.leaving.values() {
+            let workloads = contents.workloads.iter().map(|(_, workload)| &workload.uid);
+            gone.extend(self.workloads.leave(workloads).map(|uid| Change::RemoveWorkload(Arc::clone(uid))));
+            let services = contents.services.iter().map(|(_, spec)| spec.key());
+            gone.extend(self.services.leave(services).map(|key| Change::RemoveService(key.clone())));
+            let policies = contents.policies.iter().map(|(_, policy)| &policy.key);
+            gone.extend(self.policies.leave(policies).map(|key| Change::RemovePolicy(key.clone())));
+        }
+        gone
+    }
+}
+
+impl<'a, K: Hash + Eq + Clone> Owned<'a, K> {
+    fn new(files: &map::HashMap<K, Arc<Path>>) -> Self {
+        Self { files: files.clone(), again: HashSet::new() }
+    }
+
+    /// Returns the file that defines it already.
+    fn enter(&mut self, key: &'a K, path: &Arc<Path>, leaving: &HashMap<&Path, &FileContents>) -> Option<Arc<Path>> {
+        match self.files.get(key) {
+            Some(owner) if !leaving.contains_key(&**owner) || !self.again.insert(key) => Some(Arc::clone(owner)),
+            Some(owner) if owner == path => None,
+            before => {
+                // Another file that has it, too, finds the name of a leaving file.
+                if before.is_none() && leaving.contains_key(&**path) {
+                    self.again.insert(key);
+                }
+                self.files.insert(key.clone(), Arc::clone(path));
+                None
+            }
+        }
+    }
+
+    fn leave(&mut self, keys: impl Iterator<Item = &'a K>) -> impl Iterator<Item = &'a K> {
+        keys.filter(|key| !self.again.contains(key)).inspect(|key| drop(self.files.remove(*key)))
     }
 }
 

@@ -9,9 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdSet};
+use imbl::OrdSet;
 
 use crate::mesh::Workload;
+use crate::mesh::map::HashMap;
 use crate::mesh::policy::{Compiled, Listed, Policy, PolicyKey, PolicySet, PolicyView, Scope};
 
 /// The keys that a workload lists, in its order.

@@ -9,11 +9,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdSet, Vector};
+use imbl::{OrdSet, Vector};
 
 use crate::config::settings::LocalWorkload;
 use crate::mesh::index::Index;
 use crate::mesh::key::NameRef;
+use crate::mesh::map::HashMap;
 use crate::mesh::policies::Policies;
 use crate::mesh::policy::{Policy, PolicyKey, PolicyView};
 use crate::mesh::spec::ServiceSpec;

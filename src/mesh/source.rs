@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::problem::{Origin, Problem, Problems};
 use crate::files::{self, Bounds, ContentHash, Effort, FileSet, Pace, Scan, Wakeups, WatchMode};
@@ -116,14 +116,16 @@ impl FileSource {
     async fn look(&self, effort: Effort, asked: Asked) -> ReloadOutcome {
         let give_up = Instant::now() + self.pace.settle_max;
         loop {
-            let patient = Instant::now() < give_up;
+            let began = Instant::now();
+            let patient = began < give_up;
             let worker = Arc::clone(&self.worker);
             let look = tokio::task::spawn_blocking(move || {
                 worker.lock().unwrap_or_else(PoisonError::into_inner).look(effort, asked, patient)
             });
             match look.await {
                 Ok(Some(outcome)) => return outcome,
-                Ok(None) => sleep(self.pace.settle).await,
+                // Each file is read twice, so far apart; what was parsed meanwhile is not waited for.
+                Ok(None) => sleep_until(began + self.pace.settle).await,
                 Err(error) => {
                     tracing::error!(%error, "loading the mesh files failed; the last good state stays");
                     let problem = Problem::of(Origin::File("mesh.files".into()), format!("loading failed: {error}"));
@@ -147,6 +149,7 @@ impl Worker {
         let nothing_to_wait_for = self.files.sources().is_empty();
         if digest != self.decided && digest != self.candidate && patient && !nothing_to_wait_for {
             self.candidate = digest;
+            self.loader.prepare(&mut scan);
             return None;
         }
         self.candidate = None;

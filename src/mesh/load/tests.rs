@@ -335,6 +335,10 @@ proptest! {
                 set.iter().map(|(file, list)| (file.to_string(), text(list))).collect();
             let files: Vec<(&str, &str)> = set.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
             let before = Arc::clone(&loader.applied.snapshot);
+            // A look while half of each was written.
+            let halves: Vec<_> = files.iter().map(|(path, text)| (*path, text.get(..text.len() / 2).unwrap_or_default())).collect();
+            let mut halves = scan_of(&halves, &loader);
+            loader.prepare(&mut halves);
             let incremental = load(&mut loader, &files);
             let scratch = load(&mut Loader::default(), &files);
             match (incremental, scratch) {
