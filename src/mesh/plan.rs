@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::mesh::service::{HealthPolicy, IpFamilies, LoadBalancer, LoadBalancerMode, RoutingScope};
-use crate::mesh::{Endpoint, Health, Service, ServiceState, Workload};
+use crate::mesh::{Endpoint, Health, Live, Service, ServiceState, Workload};
 
 /// At most so many groups are looked at: six scopes with the network, five without it, and all.
 const MOST_TIERS: usize = 12;
@@ -40,9 +40,19 @@ pub enum Mode {
 /// The endpoints that serve one port.
 #[derive(Debug, Default)]
 pub struct Candidates {
-    members: Box<[Arc<Endpoint>]>,
+    members: Box<[Member]>,
     all: Group,
     locality: Locality,
+}
+
+/// One of the candidates. What a draw compares is held beside its address: most endpoints that are looked at are not
+/// taken, and in a large state each of them would have to come from memory otherwise.
+#[derive(Debug)]
+pub struct Member {
+    pub live: Live,
+    /// At least 1.
+    pub weight: u32,
+    pub endpoint: Arc<Endpoint>,
 }
 
 #[derive(Debug, Default)]
@@ -140,16 +150,21 @@ impl Candidates {
             },
             _ => Locality::Nowhere,
         };
-        Self { all: Group::new(everyone, &members), members: members.into(), locality }
+        let all = Group::new(everyone, &members);
+        let members = members.into_iter().map(|endpoint| {
+            let Workload { live, capacity, .. } = &*endpoint.workload;
+            Member { live: live.clone(), weight: (*capacity).max(1), endpoint }
+        });
+        Self { all, members: members.collect(), locality }
     }
 
     fn are(&self, members: &[Arc<Endpoint>]) -> bool {
-        let same = |(a, b): (&Arc<Endpoint>, &Arc<Endpoint>)| Arc::ptr_eq(a, b);
+        let same = |(a, b): (&Member, &Arc<Endpoint>)| Arc::ptr_eq(&a.endpoint, b);
         self.members.len() == members.len() && self.members.iter().zip(members).all(same)
     }
 
     #[must_use]
-    pub fn members(&self) -> &[Arc<Endpoint>] {
+    pub fn members(&self) -> &[Member] {
         &self.members
     }
 

@@ -19,7 +19,7 @@ fn service(keys: &str, endpoints: &[(&str, &str)]) -> Arc<ServiceState> {
 }
 
 fn names(candidates: &Candidates) -> Vec<&str> {
-    candidates.members().iter().map(|endpoint| &*endpoint.workload.uid).collect()
+    candidates.members().iter().map(|member| &*member.endpoint.workload.uid).collect()
 }
 
 /// The groups that a source with these keys sees, best first, each without what was in those before.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::mesh::live::{InUse, Live, Standing};
-use crate::mesh::plan::{Candidates, Group};
+use crate::mesh::plan::{Candidates, Group, Member};
 use crate::mesh::{Endpoint, Workload};
 
 /// Pairs drawn from a group before it is searched.
@@ -84,22 +84,22 @@ impl<'a> Drawing<'a, '_> {
                 (Some(first), Some(second)) if self.cost(second) < self.cost(first) => Some(second),
                 (first, second) => first.or(second),
             };
-            if let Some(drawn) = better.and_then(|endpoint| self.take(endpoint)) {
+            if let Some(drawn) = better.and_then(|member| self.take(member)) {
                 return Some(drawn);
             }
         }
         let start = self.random.usize(0..group.len().max(1));
         (0..group.len().min(LOOKED_AT)).find_map(|step| {
-            let endpoint = self.stand(group.at(start + step)?)?;
-            self.take(endpoint)
+            let member = self.stand(group.at(start + step)?)?;
+            self.take(member)
         })
     }
 
     /// The member, if it may be chosen.
-    fn stand(&mut self, member: usize) -> Option<&'a Arc<Endpoint>> {
-        let endpoint = self.candidates.members().get(member)?;
+    fn stand(&mut self, member: usize) -> Option<&'a Member> {
+        let member = self.candidates.members().get(member)?;
         let Asking { tried, limit, now_ms, .. } = self.asking;
-        let live = &endpoint.workload.live;
+        let live = &member.live;
         if tried.iter().any(|tried| tried.is(live)) {
             return None;
         }
@@ -108,26 +108,25 @@ impl<'a> Drawing<'a, '_> {
         }
         let full = limit.is_some_and(|limit| live.open() >= limit.get());
         self.full |= full;
-        (!full).then_some(endpoint)
+        (!full).then_some(member)
     }
 
-    fn take(&mut self, endpoint: &Arc<Endpoint>) -> Option<Drawn> {
+    fn take(&mut self, member: &Member) -> Option<Drawn> {
         let Asking { limit, trial, now_ms, .. } = *self.asking;
-        let live = &endpoint.workload.live;
+        let live = &member.live;
         if !self.desperate && live.standing(now_ms) == Standing::OnTrial && !live.try_out(now_ms, trial) {
             return None;
         }
         let in_use = live.take(limit);
         self.full |= in_use.is_none();
-        Some(Drawn { endpoint: Arc::clone(endpoint), in_use: in_use? })
+        Some(Drawn { endpoint: Arc::clone(&member.endpoint), in_use: in_use? })
     }
 
     /// What one more connection costs there: the longer connecting takes and the more there are for its weight, the more.
-    fn cost(&self, endpoint: &Endpoint) -> f64 {
-        let live = &endpoint.workload.live;
+    fn cost(&self, Member { live, weight, .. }: &Member) -> f64 {
         // In steps, so that who is a hair slower is not always the one that is left.
         let latency = (live.latency_us(self.asking.now_ms) / FLOOR_US + 1).next_power_of_two();
-        latency as f64 * (f64::from(live.open()) + 1.0) / f64::from(endpoint.workload.capacity.max(1))
+        latency as f64 * (f64::from(live.open()) + 1.0) / f64::from(*weight)
     }
 }
 

@@ -58,7 +58,7 @@ pub fn failed(candidates: &Candidates, live: &Live, settings: Balance, now_ms: u
 fn may_eject(candidates: &Candidates, live: &Live, now_ms: u64) -> bool {
     let members = candidates.members();
     let is_out = |other: &Live| !other.is(live) && other.standing(now_ms) != Standing::Fine;
-    let others_out = members.iter().filter(|member| is_out(&member.workload.live)).count();
+    let others_out = members.iter().filter(|member| is_out(&member.live)).count();
     others_out < members.len() / 2
 }
 
@@ -85,11 +85,11 @@ mod tests {
     }
 
     fn live(candidates: &Candidates, at: usize) -> &Live {
-        &candidates.members()[at].workload.live
+        &candidates.members()[at].live
     }
 
     fn out(candidates: &Candidates) -> usize {
-        candidates.members().iter().filter(|member| member.workload.live.standing(0) == Standing::Ejected).count()
+        candidates.members().iter().filter(|member| member.live.standing(0) == Standing::Ejected).count()
     }
 
     #[test]

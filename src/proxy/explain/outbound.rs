@@ -195,7 +195,7 @@ fn take(found: &mut Found, mut row: EndpointRow, way: Result<Candidate, crate::p
 
 /// Any of those behind a gateway: they are alike.
 fn first_of(state: &ServiceState, port: u16) -> Option<Choice> {
-    let endpoint = state.plan().candidates(port, Mode::Standard)?.members().first()?;
+    let endpoint = &state.plan().candidates(port, Mode::Standard)?.members().first()?.endpoint;
     Some(Choice { endpoint: Arc::clone(endpoint), port: target_port(&state.service, endpoint, port, Mode::Standard)? })
 }
 
@@ -206,7 +206,7 @@ fn group_of(
     asker: &Asker<'_>,
 ) -> (Option<usize>, bool) {
     let Some(candidates) = candidates else { return (None, false) };
-    let place = candidates.members().iter().position(|member| Arc::ptr_eq(member, endpoint));
+    let place = candidates.members().iter().position(|member| Arc::ptr_eq(&member.endpoint, endpoint));
     let Some(place) = place else { return (None, false) };
     let holds = |group: &&crate::mesh::plan::Group| (0..group.len()).any(|at| group.at(at) == Some(place));
     let source = asker.workload.map(AsRef::as_ref);

@@ -41,7 +41,7 @@ const fn asking<'a>(source: Option<&'a Workload>, tried: &'a [Live]) -> Asking<'
 }
 
 fn live(candidates: &Candidates, at: usize) -> Live {
-    candidates.members()[at].workload.live.clone()
+    candidates.members()[at].live.clone()
 }
 
 /// Draws `times` times, gives each back at once, and counts.
