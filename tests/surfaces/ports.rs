@@ -165,6 +165,11 @@ fn metrics_come_in_the_form_that_is_asked_for() {
         for family in ["istio_build{", "process_open_fds", "adit_connections_open{", "adit_workers", "adit_fd_limit"] {
             assert!(curl(&lab.adit, &[url]).body.contains(&format!("\n{family}")), "{family}");
         }
+        for gauge in ["process_open_fds", "process_max_fds"] {
+            let body = curl(&lab.adit, &[url]).body;
+            let value = body.lines().find_map(|line| line.strip_prefix(gauge)?.strip_prefix(' '));
+            assert!(value.expect(gauge).parse::<u64>().expect("a number") > 0, "{gauge}");
+        }
         let zipped = format!("curl --silent -H 'Accept-Encoding: gzip' {url} | gzip --decompress --stdout | tail -n 1");
         assert_eq!(shell(&lab.adit, &zipped).ok(), "# EOF\n");
         let size = |arguments: &str| -> u32 {

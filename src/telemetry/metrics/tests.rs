@@ -4,11 +4,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::config::settings::LogFormat;
-use crate::telemetry::close_reason::CloseReason;
-use crate::telemetry::door::Door;
+use crate::telemetry::close_reason::{CloseReason, ResponseFlag};
+use crate::telemetry::door::{Door, Reporter};
 use crate::telemetry::grammar;
+use crate::telemetry::labels::{PeerLabels, ServiceLabels};
 use crate::telemetry::log::Logger;
 use crate::telemetry::reloads::Reloaded;
+use crate::telemetry::traffic::{SecurityPolicy, TrafficLabels};
 
 fn metrics() -> Metrics {
     let logger = Logger::start(LogFormat::Text, "off", false, std::io::sink()).expect("log");
@@ -86,11 +88,43 @@ fn a_family_cannot_be_there_twice() {
     metrics().register_gauge("adit_fd_open", "Again", || 1.0);
 }
 
+/// And no other of those that both have: who builds on them knows what may change.
 #[test]
 fn families_that_ztunnel_calls_unstable_say_so() {
-    let text = text(&metrics());
-    let help = text.lines().find(|line| line.starts_with("# HELP istio_tcp_sockets_open ")).expect("family");
-    assert!(help.contains("unstable"), "{help}");
+    const UNSTABLE: [&str; 3] = ["istio_tcp_connections_failed", "istio_tcp_sockets_open", "istio_on_demand_dns"];
+    const STABLE: [&str; 7] = [
+        "istio_build",
+        "istio_tcp_connections_opened",
+        "istio_tcp_connections_closed",
+        "istio_tcp_sent_bytes",
+        "istio_tcp_received_bytes",
+        "process_open_fds",
+        "process_max_fds",
+    ];
+    let metrics = metrics();
+    let unknown = TrafficLabels {
+        source: PeerLabels::unknown(),
+        destination: PeerLabels::unknown(),
+        service: ServiceLabels::unknown(),
+        reporter: Reporter::Source,
+        security: SecurityPolicy::Unknown,
+    };
+    // A family without samples is left out.
+    metrics.traffic.series(&unknown).closed(ResponseFlag::Connect);
+    metrics.workers.register().hostnames.demanded(&PeerLabels::unknown(), &"a.test".into());
+    let text = text(&metrics);
+    let help =
+        |family| text.lines().find_map(|line| line.strip_prefix("# HELP ")?.strip_prefix(family)?.strip_prefix(' '));
+    for family in UNSTABLE {
+        assert!(help(family).expect(family).contains("unstable"), "{family}");
+    }
+    for family in STABLE {
+        assert!(!help(family).expect(family).contains("unstable"), "{family}");
+    }
+    let names = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
+    for family in names.filter(|name| name.starts_with("istio_")) {
+        assert!(UNSTABLE.contains(&family) || STABLE.contains(&family), "{family} is neither");
+    }
 }
 
 #[test]
