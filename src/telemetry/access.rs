@@ -60,7 +60,7 @@ pub struct AccessRecord {
     /// What policies that are not enforced said.
     pub dry_run: Option<Box<str>>,
     pub close: CloseReason,
-    /// More about `close`, for example the system's error.
+    /// More about `close`, for example the system's error. The same words again are not said twice.
     pub detail: Option<Box<str>>,
 }
 
@@ -166,7 +166,7 @@ impl AccessRecord {
     fn write_close(&self, line: &mut Line<'_>) {
         let text = self.close.text();
         match &self.detail {
-            Some(detail) if !text.is_empty() => line.text("error", &format!("{text}: {detail}")),
+            Some(detail) if !text.is_empty() && **detail != *text => line.text("error", &format!("{text}: {detail}")),
             _ => known(line, "error", text),
         }
         if let Some(requested) = &self.requested {

@@ -80,6 +80,19 @@ fn attempts_are_written_when_there_is_something_to_tell() {
 }
 
 #[test]
+fn a_detail_that_says_the_same_again_is_left_out() {
+    let mut record = record(Door::Hbone, CloseReason::LoopRefused);
+    for (detail, want) in [
+        ("attempted recursive call to ourselves", r#" error="attempted recursive call to ourselves" "#),
+        ("10.0.0.2:15001", r#" error="attempted recursive call to ourselves: 10.0.0.2:15001" "#),
+    ] {
+        record.detail = Some(detail.into());
+        let line = text(&record);
+        assert!(line.contains(want), "{line}");
+    }
+}
+
+#[test]
 fn what_a_peer_said_cannot_forge_a_field_or_a_line() {
     let mut record = record(Door::Socks5, CloseReason::NameUnresolved);
     record.requested = Some(PeerText::from_bytes(b"x\" id=99\n2023 info \xff\x1b[2J"));
