@@ -11,7 +11,7 @@ use crate::kit::wait::pause;
 use crate::kit::{Adit, Door, Host, LIMIT, isolated, until};
 use crate::raw::{DATA, GOAWAY, Peer};
 use crate::siege::{ECHO, Siege, assert_sane};
-use crate::world::{APP, FAR, Ground, KINDS, NEAR, adit, mesh, settings};
+use crate::world::{APP, FAR, Ground, KINDS, NEAR, adit, mesh, metric, settings, wait_metric};
 
 /// From the moment that adit has seen a change until what it is about is cut.
 const CUT_WITHIN: Duration = Duration::from_secs(1);
@@ -142,7 +142,13 @@ fn a_revoked_server_is_cut() {
         let written = put(&lists[1], &lists[0]);
         assert_eq!(end(&mut client), End::Reset);
         assert_cut_in_time(&two.near, "revoked", written);
+        let near = &two.ground.lab.adit;
+        wait_metric(near, "adit_tunnels_closed_total{role=\"client\",reason=\"revoked\"}", 1.0);
+        wait_metric(near, "adit_connections_closed_total{reason=\"peer_revoked\"}", 1.0);
+        wait_metric(near, "istio_tcp_connections_closed_total{response_flags=\"CERT_REVOKED\"}", 1.0);
         assert!(two.dial().map_or(End::Reset, |mut stream| end(&mut stream)) == End::Reset);
+        assert!(metric(near, "adit_tls_handshake_failures_total{role=\"client\",reason=\"revoked\"}") >= 1.0);
+        assert_eq!(metric(near, "adit_tls_handshake_failures_total{role=\"server\"}"), 0.0);
         assert!(door.is_quiet(), "never in the clear");
         for adit in [&two.near, &two.far] {
             assert_sane(&adit.log());

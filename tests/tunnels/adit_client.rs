@@ -10,7 +10,7 @@ use crate::kit::{Door, Family, LIMIT, isolated, isolated_within};
 use crate::pki::Leaf;
 use crate::relay::{self, LONG, relay_cases};
 use crate::resetter::{ENDED, resetter};
-use crate::world::{APP, FAR, Ground, KINDS, NEAR, NO_RECORDS, World};
+use crate::world::{APP, FAR, Ground, KINDS, NEAR, NO_RECORDS, World, metric};
 
 fn to_envoy(more: &str, case: fn(&World)) {
     for kind in KINDS {
@@ -147,23 +147,36 @@ fn what_becomes_of_reset_codes() {
     });
 }
 
-/// A peer that is not who it should be, in each way in which it can be somebody else: refused, and never dialled in the clear.
+/// A peer that is not who it should be, in each way in which it can be somebody else: refused, counted by why, and never
+/// dialled in the clear.
 #[test]
 fn the_wrong_server() {
-    let wrong: [fn(&Ground) -> Leaf; 4] = [
-        |ground| ground.pki.leaf(&ground.root, "somebody"),
-        |ground| ground.pki.leaf_for(&ground.root, "elsewhere", "spiffe://elsewhere.test/ns/test/sa/far"),
-        |ground| Leaf { roots: ground.root.cert(), ..ground.pki.leaf(&ground.pki.root("root-b"), FAR) },
-        |ground| ground.pki.expired(&ground.root, FAR),
+    type Wrong = (fn(&Ground) -> Leaf, &'static str);
+    let wrong: [Wrong; 4] = [
+        (|ground| ground.pki.leaf(&ground.root, "somebody"), "not_wanted"),
+        (
+            |ground| ground.pki.leaf_for(&ground.root, "elsewhere", "spiffe://elsewhere.test/ns/test/sa/far"),
+            "not_wanted",
+        ),
+        (
+            |ground| Leaf { roots: ground.root.cert(), ..ground.pki.leaf(&ground.pki.root("root-b"), FAR) },
+            "unknown_issuer",
+        ),
+        (|ground| ground.pki.expired(&ground.root, FAR), "expired"),
     ];
     isolated_within(LONG, || {
-        for leaf in wrong {
+        for (leaf, reason) in wrong {
             let world = World::adit_to_envoy_as(leaf, KINDS[0], NO_RECORDS, &Tweaks::default());
             let door = Door::open(world.far_host(), APP);
             for family in Family::BOTH {
                 assert_eq!(world.fate(family, APP), End::Reset);
             }
             assert!(door.is_quiet(), "it was dialled all the same");
+            let near = world.near_host();
+            let of = |labels: &str| metric(near, &format!("adit_tls_handshake_failures_total{{{labels}}}"));
+            assert!(of(&format!("role=\"client\",reason=\"{reason}\"")) >= 2.0, "one for each address: {reason}");
+            assert_eq!(of("role=\"client\""), of(&format!("reason=\"{reason}\"")), "and none for any other reason");
+            assert_eq!(of("role=\"server\""), 0.0);
             world.wait_idle();
         }
     });

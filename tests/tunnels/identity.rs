@@ -164,6 +164,48 @@ fn a_workload_that_is_another_one_gets_a_tunnel_of_its_own() {
     });
 }
 
+/// The metrics port is no door: who may reach the workload may scrape its adit, through the tunnel, and that is a
+/// connection to the workload like any other. Admin is refused.
+#[test]
+fn a_scrape_through_a_tunnel() {
+    isolated(|| {
+        let mut world = World::adit_to_adit(KINDS[0], "");
+        for (side, refused) in [(&mut world.near, "tunnel_refused"), (&mut world.far, "loop_refused")] {
+            let Side::Adit(adit) = side else { panic!("an adit") };
+            adit.expect_log(refused);
+        }
+        let mut client = world.dial(Family::V4, 15020);
+        client.write_all(b"GET /metrics HTTP/1.1\r\nHost: far\r\nConnection: close\r\n\r\n").expect("write");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\nistio_build{"), "{answer}");
+        drop(client);
+        let record = record(world.far.adit(), "inbound");
+        for (key, want) in [
+            ("src.identity", spiffe(NEAR)),
+            ("src.workload", NEAR.to_owned()),
+            ("dst.identity", spiffe(FAR)),
+            ("dst.workload", FAR.to_owned()),
+            ("dst.hbone_addr", format!("{}:15020", world.far_host().v4)),
+            ("close_reason", "finished".to_owned()),
+        ] {
+            assert_eq!(record[key], want, "{key} of {record}");
+        }
+        assert_eq!(record["bytes_sent"], answer.len(), "{record}");
+        let labels = format!(
+            "{{reporter=\"destination\",source_principal=\"{}\",destination_principal=\"{}\",\
+             connection_security_policy=\"mutual_tls\"}}",
+            spiffe(NEAR),
+            spiffe(FAR)
+        );
+        for family in ["istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"] {
+            wait_metric(world.far_host(), &format!("{family}{labels}"), 1.0);
+        }
+        assert_eq!(world.fate(Family::V4, 15000), End::Reset);
+        world.stop();
+    });
+}
+
 /// Past the end of the own certificate adit says so, begins nothing, and ends nothing; a new pair is all that it needs.
 #[test]
 fn a_certificate_that_expires() {
