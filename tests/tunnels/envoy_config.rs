@@ -122,6 +122,7 @@ pub(crate) fn server(leaf: &Leaf, tweaks: &Tweaks) -> Value {
                     "baggage": "%REQ(BAGGAGE)%",
                     "forwarded": "%REQ(FORWARDED)%",
                     "traceparent": "%REQ(TRACEPARENT)%",
+                    "network": "%REQ(X-FORWARDED-NETWORK)%",
                     "status": "%RESPONSE_CODE%",
                     "flags": "%RESPONSE_FLAGS%",
                     "details": "%RESPONSE_CODE_DETAILS%",

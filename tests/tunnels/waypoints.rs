@@ -9,13 +9,17 @@ use crate::bytes::{End, end, expect, random, send_and_finish};
 use crate::envoy::Envoy;
 use crate::envoy_config::{Entrance, HBONE, Tweaks, client, server};
 use crate::kit::door::{Dial, talk};
-use crate::kit::{Adit, Door, Host, LIMIT, isolated, until};
+use crate::kit::{Adit, Door, Host, LIMIT, isolated, isolated_within, until};
 use crate::pki::{Leaf, spiffe};
+use crate::relay::LONG;
 use crate::world::{APP, FAR, Ground, KINDS, NEAR, adit, settings, wait_metric};
 
 const VIP: [u8; 4] = [10, 99, 0, 1];
 /// Inside Envoy, between its two halves.
 const INSIDE: u16 = 18_080;
+/// In another network, which only its gateway leads to.
+const BEHIND_GATEWAY: &str =
+    "services: { test/app.test: {} }, networkGateway: { destination: there/10.77.0.1, hboneMtlsPort: 15008 }";
 /// The service account of what is in between.
 const MIDDLE: &str = "middle";
 
@@ -228,6 +232,103 @@ fn a_service_in_another_network() {
         let through = |record: &Value| record["authority"] == "app.test:80" && record["peer"] == spiffe(NEAR);
         until(LIMIT, "Envoy's record", || envoy.records().iter().any(through).then_some(()));
         drop(door);
+        near.stop();
+        far.stop();
+    });
+}
+
+/// Behind a gateway the far end sees the gateway's address. Whose it is in the own network says nothing there: the inner
+/// CONNECT names ours, and the outer one, which the gateway reads, does not.
+#[test]
+fn only_the_inner_request_names_our_network() {
+    const SERVICE: &str = "services:\n- { name: app, namespace: test, hostname: app.test, vips: [HERE/10.99.0.1], ports: { 80: 8080 } }\n";
+    isolated_within(LONG, || {
+        for here in ["here", ""] {
+            let vip = SERVICE.replace("HERE", here);
+            let near_mesh = format!(
+                "workloads:\n{}{}{}{vip}",
+                workload(NEAR, "10.77.0.2", &format!(", network: \"{here}\"")),
+                workload(MIDDLE, "10.77.0.1", ", network: there"),
+                workload(FAR, "", &format!(", network: there, {BEHIND_GATEWAY}")),
+            );
+            let far_mesh = format!(
+                "workloads:\n{}{}{}",
+                workload(FAR, "10.77.0.3", ", network: there, services: { test/app.test: {} }"),
+                workload(MIDDLE, "10.77.0.1", ", network: there"),
+                SERVICE.replace("HERE", "there"),
+            );
+            let Between { ground, near, far, envoy } = between(&near_mesh, &far_mesh, [here, "there"], gateway);
+            let (lab, door) = (&ground.lab, Door::open(&ground.lab.server, APP));
+            carries(&lab.adit, SocketAddr::from((VIP, 80)), &door);
+            let at_far = record(&far, 2);
+            assert_eq!((&at_far["src.workload"], &at_far["src.identity"]), (&json!(NEAR), &json!(spiffe(NEAR))));
+            let outer = |record: &&Value| record["authority"] == "app.test:80" && record["network"].is_null();
+            until(LIMIT, "Envoy's records", || (envoy.records().iter().filter(outer).count() == 2).then_some(()));
+            drop(door);
+            near.stop();
+            far.stop();
+        }
+    });
+}
+
+/// The endpoint in our own network as long as it is there and well, else the one behind the gateway of another.
+#[test]
+fn failover_to_another_network() {
+    const PREFERENCE: &str = "loadBalancer: { mode: Failover, routingPreferences: [Network] }";
+    isolated_within(LONG, || {
+        let service = format!(
+            "services:\n- {{ name: app, namespace: test, hostname: app.test, vips: [here/10.99.0.1], ports: {{ 80: 8080 }}, {PREFERENCE} }}\n"
+        );
+        // The far one has room for a thousand times as many: only the preference keeps it out.
+        let all = |local: &str| {
+            format!(
+                "workloads:\n{}{}{}{local}{service}",
+                workload(NEAR, "10.77.0.2", ", network: here"),
+                workload(MIDDLE, "10.77.0.1", ", network: there"),
+                workload(FAR, "", &format!(", network: there, capacity: 1000, {BEHIND_GATEWAY}")),
+            )
+        };
+        let local = |status: &str| {
+            format!(
+                "- {{ uid: local, name: local, namespace: test, network: here, workloadIps: [10.77.0.4], status: {status}, \
+                 services: {{ test/app.test: {{}} }} }}\n"
+            )
+        };
+        let far_mesh = format!(
+            "workloads:\n{}{}",
+            workload(FAR, "10.77.0.3", ", network: there, services: { test/app.test: {} }"),
+            service.replace("here/", "there/")
+        );
+        let Between { ground, near, far, envoy: _envoy } =
+            between(&all(&local("Healthy")), &far_mesh, ["here", "there"], gateway);
+        let lab = &ground.lab;
+        let host = lab.add_host("local", 4);
+        let (at_local, at_far) = (Door::open(&host, APP), Door::open(&lab.server, APP));
+        let mut number = 0;
+        let mut leads_to = |meant: &Door, other: &Door, hop: &str| {
+            for _ in 0..5 {
+                let mut client = Dial::default().connect(&lab.adit, (VIP, 80).into()).expect("captured");
+                talk(&mut client, &mut meant.accept().stream);
+                drop(client);
+                number += 1;
+                assert_eq!(record(&near, number)["dst.addr"], hop);
+            }
+            assert!(other.is_quiet());
+        };
+        let publish = |text: &str| {
+            near.replace("mesh.yaml", text);
+            let mut reload = lab.adit.command(env!("CARGO_BIN_EXE_adit"));
+            assert!(reload.args(["reload"]).output().expect("the binary under test").status.success());
+        };
+        let (here, there) = ("10.77.0.4:8080", "10.77.0.1:15008");
+        leads_to(&at_local, &at_far, here);
+        for gone in [local("Unhealthy"), local("Terminating"), String::new()] {
+            publish(&all(&gone));
+            leads_to(&at_far, &at_local, there);
+            publish(&all(&local("Healthy")));
+            leads_to(&at_local, &at_far, here);
+        }
+        drop((at_local, at_far));
         near.stop();
         far.stop();
     });
