@@ -1,5 +1,6 @@
 //! The door with real sockets: a worker in its thread, peers that speak TLS and HTTP/2 by hand.
 
+mod claims;
 mod world;
 
 use std::num::{NonZeroU32, NonZeroUsize};
