@@ -28,6 +28,9 @@ mod reload_settings;
 #[path = "faults/reload_mesh.rs"]
 mod reload_mesh;
 
+#[path = "faults/policies.rs"]
+mod policies;
+
 #[path = "faults/endpoints.rs"]
 mod endpoints;
 

@@ -14,6 +14,7 @@
 //! rotation       new leaves, new roots, revocations under load
 //! identity       certificates that expire, workloads that change, names, what both ends say
 //! loss           peers that vanish, drain, come back      policies       who may reach whom, and live changes of that
+//! policy_drain   such changes while the far end drains
 //! waypoints      Envoy as waypoint, and as gateway of another network, between two adits
 //! ```
 //!
@@ -88,6 +89,9 @@ mod loss;
 
 #[path = "tunnels/policies.rs"]
 mod policies;
+
+#[path = "tunnels/policy_drain.rs"]
+mod policy_drain;
 
 #[path = "tunnels/waypoints.rs"]
 mod waypoints;

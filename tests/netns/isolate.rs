@@ -24,6 +24,8 @@ use rustix::process::{
 const INSIDE: &str = "ADIT_NETNS_INSIDE";
 /// `skip` turns the failure on machines without user namespaces into a loud skip.
 const TESTS: &str = "ADIT_NETNS_TESTS";
+/// Before what a test has measured, so that it comes out where the test passes, too.
+const MEASURED: &str = "measured: ";
 /// Most tests take less than a second; the machine may be busy.
 const TIME_LIMIT: Duration = Duration::from_secs(90);
 
@@ -51,6 +53,11 @@ pub fn isolated_within<F: FnOnce()>(limit: Duration, body: F) {
              the container's seccomp profile), run as root, or set {TESTS}=skip."
         ),
     }
+}
+
+/// Says what has been measured: seen with `--nocapture`, and where the test fails.
+pub fn measured(what: &str) {
+    say(&format!("{MEASURED}{what}"));
 }
 
 /// Runs a command to its end and returns what it printed; panics with what it said if it fails.
@@ -113,7 +120,12 @@ fn start_again(name: &str, arguments: &[&str], limit: Duration) {
     match status {
         None => panic!("{name} did not end within {limit:?} and was killed; it said:\n{said}"),
         Some(status) if !status.success() => panic!("{name} failed inside its namespaces ({status}):\n{said}"),
-        Some(_) => assert!(said.contains("test result: ok. 1 passed"), "{name} was not run inside:\n{said}"),
+        Some(_) => {
+            assert!(said.contains("test result: ok. 1 passed"), "{name} was not run inside:\n{said}");
+            said.lines()
+                .filter_map(|line| line.split_once(MEASURED))
+                .for_each(|(_, what)| say(&format!("{MEASURED}{what}")));
+        }
     }
 }
 
@@ -146,7 +158,7 @@ fn die_with_parent() {
     let _ = kill_process_group(getpgrp(), Signal::KILL);
 }
 
-#[expect(clippy::print_stderr, reason = "a skip must be seen")]
+#[expect(clippy::print_stderr, reason = "a skip must be seen, and a measurement")]
 fn say(text: &str) {
     eprintln!("{text}");
 }

@@ -18,14 +18,14 @@ use crate::world::{
 /// What a change may take from when it is in force until nothing that it denies is left.
 const CUT_WITHIN: Duration = Duration::from_secs(1);
 
-const NOBODY: &str = "policies: []\n";
+pub(crate) const NOBODY: &str = "policies: []\n";
 const ALLOW_NEAR: &str = "policies:\n- { name: near, namespace: test, scope: Namespace, action: Allow, dryRun: false,\n    \
      rules: [[[{ principals: [{ exact: cluster.local/ns/test/sa/near }] }]]] }\n";
-const DENY_NEAR: &str = "policies:\n- { name: no-near, namespace: test, scope: Global, action: Deny, dryRun: false,\n    \
+pub(crate) const DENY_NEAR: &str = "policies:\n- { name: no-near, namespace: test, scope: Global, action: Deny, dryRun: false,\n    \
      rules: [[[{ principals: [!Prefix cluster.local/ns/test/sa/nea] }]]] }\n";
 
 /// A near adit, a far one whose mesh ends in `policies`, and a plain client in host `client`.
-fn world(policies: &str, far_settings: &str) -> World {
+pub(crate) fn world(policies: &str, far_settings: &str) -> World {
     let ground = Ground::new();
     let (lab, kind) = (&ground.lab, KINDS[0]);
     let mesh = mesh(&lab.adit, &lab.server);
@@ -35,7 +35,7 @@ fn world(policies: &str, far_settings: &str) -> World {
 }
 
 /// Replaces the far adit's mesh and waits until it is in force. Returns when that was.
-fn publish(world: &World, text: &str) -> Instant {
+pub(crate) fn publish(world: &World, text: &str) -> Instant {
     let far = world.far.adit();
     far.replace("mesh.yaml", text);
     let mut reload = world.far_host().command(env!("CARGO_BIN_EXE_adit"));
@@ -45,16 +45,16 @@ fn publish(world: &World, text: &str) -> Instant {
     Instant::now()
 }
 
-fn with(world: &World, policies: &str) -> String {
+pub(crate) fn with(world: &World, policies: &str) -> String {
     format!("{}{policies}", mesh(world.near_host(), world.far_host()))
 }
 
 /// Outside of any tunnel.
-fn plain(world: &World, family: Family) -> TcpStream {
+pub(crate) fn plain(world: &World, family: Family) -> TcpStream {
     try_plain(world, family).expect("the capture door accepts")
 }
 
-fn try_plain(world: &World, family: Family) -> std::io::Result<TcpStream> {
+pub(crate) fn try_plain(world: &World, family: Family) -> std::io::Result<TcpStream> {
     let to = SocketAddr::new(world.far_host().address(family), APP);
     let stream = Dial::default().connect(&world.lab.client, to)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -70,7 +70,7 @@ fn plain_fate(world: &World, family: Family) -> End {
     }
 }
 
-fn open(door: &Door, client: TcpStream) -> (TcpStream, TcpStream) {
+pub(crate) fn open(door: &Door, client: TcpStream) -> (TcpStream, TcpStream) {
     let mut pair = (client, door.accept().stream);
     pair.1.set_read_timeout(Some(LIMIT)).expect("SO_RCVTIMEO");
     talk(&mut pair.0, &mut pair.1);
@@ -83,7 +83,7 @@ fn records(adit: &Adit, reason: &str) -> Vec<serde_json::Value> {
     adit.log().iter().filter(|line| is_meant(line)).map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-fn wait_records(adit: &Adit, reason: &str, count: usize) -> Vec<serde_json::Value> {
+pub(crate) fn wait_records(adit: &Adit, reason: &str, count: usize) -> Vec<serde_json::Value> {
     until(LIMIT, &format!("{count} records of {reason}"), || {
         Some(records(adit, reason)).filter(|records| records.len() >= count)
     })
