@@ -28,6 +28,13 @@ mod reload_settings;
 #[path = "faults/reload_mesh.rs"]
 mod reload_mesh;
 
+#[path = "../benches/scale/generate.rs"]
+#[allow(dead_code, reason = "the benchmark uses all of it")]
+mod generate;
+
+#[path = "faults/large_state.rs"]
+mod large_state;
+
 #[path = "faults/policies.rs"]
 mod policies;
 
