@@ -6,10 +6,12 @@ use std::sync::Mutex;
 use tokio::time::Instant;
 
 use super::*;
+use crate::config::settings::LogFormat;
 use crate::identity::authority::Authority;
 use crate::identity::fixture::{DAY, bundle, credentials, domains, id, leaf, root};
 use crate::identity::source::Pending;
 use crate::lifecycle::Phase;
+use crate::telemetry::Logger;
 
 /// An authority that can be told to fail.
 struct Fake {
@@ -148,6 +150,51 @@ async fn a_source_that_is_down_at_the_start_is_waited_for() {
     running.rotation.refresh.notify_one();
     running.pass(Duration::from_millis(1)).await;
     assert_eq!((running.generation(), running.blocked()), (1, None), "asked for by hand, so at once");
+}
+
+/// What has been logged.
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What stays true is said again and again, but no oftener than once in a minute, whatever wakes the rotation meanwhile.
+#[tokio::test(start_paused = true)]
+async fn an_expired_certificate_is_told_of_once_a_minute() {
+    let sink = Sink::default();
+    let logger = Logger::start(LogFormat::Text, "info", true, sink.clone()).unwrap();
+    let _default = tracing::dispatcher::set_default(&logger.dispatch());
+    let lines = || {
+        assert!(logger.flush(Duration::from_secs(20)));
+        String::from_utf8_lossy(&sink.0.lock().unwrap()).matches(" expired at ").count()
+    };
+    let running = start(Duration::from_secs(3600), false);
+    running.pass(Duration::from_secs(1)).await;
+    running.down.send_replace(true);
+    // Its life began a while before it was issued.
+    running.pass(Duration::from_secs(3590)).await;
+    assert_eq!(lines(), 0);
+    let mut told = Vec::new();
+    for second in 0..600_u64 {
+        running.rotation.refresh.notify_one();
+        running.pass(Duration::from_secs(1)).await;
+        let now = lines();
+        assert!(now <= told.len() + 1, "twice in second {second}");
+        told.extend((now > told.len()).then_some(second));
+    }
+    assert!(told.len() >= 9, "{told:?}");
+    let pauses: Vec<u64> = told.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // Looked for to the second.
+    assert!(pauses.iter().all(|pause| (59..=71).contains(pause)), "{pauses:?}");
 }
 
 /// Gives what is queued.
