@@ -15,6 +15,7 @@
 //! identity       certificates that expire, workloads that change, names, what both ends say
 //! loss           peers that vanish, drain, come back      policies       who may reach whom, and live changes of that
 //! policy_drain   such changes while the far end drains
+//! pace           who speaks first, who is silent, and for how long, between two adits
 //! waypoints      Envoy as waypoint, and as gateway of another network, between two adits
 //! ```
 //!
@@ -95,3 +96,6 @@ mod policy_drain;
 
 #[path = "tunnels/waypoints.rs"]
 mod waypoints;
+
+#[path = "tunnels/pace.rs"]
+mod pace;
