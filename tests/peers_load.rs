@@ -17,19 +17,29 @@ mod peers {
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use adit::config::settings::Workers;
 use peers::account::Usage;
 use peers::load::{Books, HalfClose, Load, Timing};
-use peers::recipe::{self, Found};
-use peers::shape::{self, Direction, Shape};
+use peers::recipe::{self, Found, Programs};
+use peers::shape::{self, Crowds, Direction, Shape};
 use socket2::{Domain, Socket, Type};
 
 const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
-const TIMING: Timing = Timing { warm_up: Duration::from_millis(20), length: Duration::from_millis(250) };
-const BOOKS: Books = Books { usage: || Ok(Usage::default()), resident: || Ok(0) };
+const TIMING: Timing = Timing {
+    warm_up: Duration::from_millis(20),
+    length: Duration::from_millis(250),
+    settle: Duration::from_millis(1200),
+};
+const BOOKS: Books =
+    Books { usage: || Ok(Usage::default()), resident: || Ok(1 << 20), sockets: || Ok(vec![vec![30, 10]]) };
+/// Few: the relays are threads, two for each connection.
+const CROWDS: Crowds = Crowds { idle: 20, burst: 20 };
 
 /// What a relay does to the bytes of one direction; it gets how many went before.
 type Tamper = fn(u64, &mut Vec<u8>);
@@ -93,11 +103,8 @@ fn through(down: bool, tamper: Tamper) -> Load {
     Load::bind(ANY, |server| relay(server, down, tamper), BOOKS).unwrap()
 }
 
-/// All shapes, with few idle connections, and a large request besides: it does not go in one piece.
 fn shapes() -> Vec<Shape> {
-    let mut shapes = shape::chosen(&[], 20).unwrap();
-    shapes.push(Shape::Request { size: 16 * 1024, connections: 8 });
-    shapes
+    shape::chosen(&[], CROWDS).unwrap()
 }
 
 #[test]
@@ -109,11 +116,43 @@ fn every_shape_measures_and_conserves_bytes() {
             assert!(measured.units > 0, "{}: {measured:?}", shape.name());
             assert!(measured.sent >= measured.units, "{}: {measured:?}", shape.name());
             assert_eq!(measured.sent, measured.received, "{}", shape.name());
-            let timed = !matches!(shape, Shape::Idle { .. });
-            // Idle connections take what they take.
+            // Connections that only stay take what they take.
+            let timed = !matches!(shape, Shape::Idle { .. } | Shape::Spread { .. });
             assert!(measured.wall_ns >= 250_000_000 || !timed, "{}: {measured:?}", shape.name());
         }
     }
+}
+
+#[test]
+fn memory_and_workers_are_looked_at_while_it_matters() {
+    static RESIDENT: AtomicU64 = AtomicU64::new(0);
+    // Grows with every look, so the last look before differs from the last one after.
+    let resident = || Ok(RESIDENT.fetch_add(1 << 20, Ordering::Relaxed));
+    let mut load = Load::bind(ANY, |server| server, Books { resident, ..BOOKS }).unwrap();
+    for shape in [Shape::Idle { connections: 5 }, Shape::Burst { connections: 20 }] {
+        let measured = load.run(shape, TIMING).unwrap();
+        let memory = measured.memory.unwrap();
+        assert!(memory.before < memory.after && measured.sockets.is_empty(), "{measured:?}");
+        assert_eq!(measured.latency_ns, None);
+    }
+    let measured = load.run(Shape::Spread { connections: 5 }, TIMING).unwrap();
+    assert_eq!((measured.units, measured.sockets), (5, vec![vec![30, 10]]));
+}
+
+/// Memory that goes on changing is not waited for beyond the time that there is.
+#[test]
+fn a_burst_ends_although_memory_never_settles() {
+    static RESIDENT: AtomicU64 = AtomicU64::new(0);
+    let resident = || Ok(RESIDENT.fetch_add(1 << 20, Ordering::Relaxed));
+    let mut load = Load::bind(ANY, |server| server, Books { resident, ..BOOKS }).unwrap();
+    let began = Instant::now();
+    load.run(Shape::Burst { connections: 10 }, TIMING).unwrap();
+    assert!(began.elapsed() > TIMING.settle * 2, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_burst_that_changes_a_byte_is_found() {
+    assert!(through(false, FLIPS_A_BIT).run(Shape::Burst { connections: 10 }, TIMING).is_err());
 }
 
 #[test]
@@ -180,13 +219,14 @@ fn idle_connections_must_live() {
 fn filters_choose_whole_parts_of_names() {
     let names = |only: &[&str]| -> Result<Vec<String>, String> {
         let only: Vec<String> = only.iter().map(|&filter| filter.to_owned()).collect();
-        let shapes = shape::chosen(&only, 1).map_err(|error| error.to_string())?;
+        let shapes = shape::chosen(&only, CROWDS).map_err(|error| error.to_string())?;
         Ok(shapes.iter().map(|shape| shape.name()).collect())
     };
     assert_eq!(names(&["bulk-up", "idle"]).unwrap(), ["idle", "bulk-up-1", "bulk-up-8"]);
     assert_eq!(names(&["request-128-1"]).unwrap(), ["request-128-1"]);
     assert!(names(&["request-128-6"]).unwrap_err().contains("request-128-64"));
-    assert_eq!(names(&[]).unwrap().len(), 8);
+    assert_eq!(names(&["request-16384"]).unwrap(), ["request-16384-1", "request-16384-64"]);
+    assert_eq!(names(&[]).unwrap().len(), 12);
 }
 
 #[test]
@@ -198,6 +238,9 @@ fn percentiles_and_medians() {
     assert_eq!(peers::stats::median(vec![3.0, 1.0, 2.0]), Some((2.0, 1.0)));
     assert_eq!(peers::stats::median(vec![4.0, 2.0]), Some((3.0, 2.0 / 3.0)));
     assert_eq!(peers::stats::median(vec![]), None);
+    assert_eq!(peers::stats::largest_share(&[vec![3, 1], vec![1, 1], vec![]]), Some(0.75));
+    assert_eq!(peers::stats::largest_share(&[vec![5]]), Some(1.0));
+    assert_eq!(peers::stats::largest_share(&[vec![], vec![0]]), None);
 }
 
 /// Where a relay says nothing more once the server has ended, as Envoy's tunnels do, servers end last.
@@ -257,12 +300,55 @@ fn ends_with_the_server(server: SocketAddrV4, most_up: u64) -> SocketAddrV4 {
     door
 }
 
+fn programs(ztunnel: Option<&str>) -> Programs {
+    Programs { adit: env!("CARGO_BIN_EXE_adit").into(), ztunnel: ztunnel.map(PathBuf::from) }
+}
+
+#[test]
+fn peers_are_chosen_by_name_and_ztunnel_by_its_program() {
+    let chosen = |names: &[&str], programs: &Programs| {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        recipe::chosen(&names, programs).map_err(|error| error.to_string())
+    };
+    let without = chosen(&[], &programs(None)).unwrap();
+    assert!(without.iter().all(|name| !name.contains("ztunnel") && !name.contains("captured")), "{without:?}");
+    let with = chosen(&[], &programs(Some("/nowhere/ztunnel"))).unwrap();
+    assert_eq!(with[without.len()..], ["ztunnel", "ztunnel-tunnel"]);
+    assert!(chosen(&["ztunel"], &programs(None)).unwrap_err().contains("ztunnel-tunnel"));
+    for (given, reason) in [(None, "--ztunnel"), (Some("/nowhere/ztunnel"), "does not exist")] {
+        let found = recipe::find("ztunnel", &programs(given)).unwrap();
+        assert!(matches!(&found, Found::Missing(missing) if missing.contains(reason)), "{found:?}");
+    }
+}
+
+#[test]
+fn ztunnel_forges_its_identity_for_the_pair_only() {
+    for (peer, protocol, forges) in [("ztunnel", "TCP", false), ("ztunnel-tunnel", "HBONE", true)] {
+        // Any program that exists; it is asked for its version and not run.
+        let found = recipe::find(peer, &programs(Some("/bin/true"))).unwrap();
+        let Found::Proxy { recipe, .. } = found else { panic!("{found:?}") };
+        let [part] = &recipe.parts[..] else { panic!("{recipe:?}") };
+        assert_eq!(part.environment.iter().any(|(name, _)| *name == "FAKE_CA"), forges, "{peer}");
+        assert!(recipe.files[0].1.contains(&format!("protocol: {protocol},")), "{peer}: {:?}", recipe.files);
+    }
+}
+
+#[test]
+fn workers_and_family_are_in_the_name() {
+    for (peer, workers, family) in
+        [("adit", 1, "adit"), ("adit-2", 2, "adit"), ("adit-2-tunnel", 2, "adit"), ("haproxy-captured", 1, "haproxy")]
+    {
+        assert_eq!((recipe::workers(peer), recipe::family(peer)), (workers, family), "{peer}");
+    }
+}
+
 #[test]
 fn adit_takes_the_configs_that_the_bench_gives_it() {
-    for (peer, programs) in [("adit", 1), ("adit-tunnel", 2)] {
-        let found = recipe::find(peer, Path::new(env!("CARGO_BIN_EXE_adit"))).unwrap();
+    let programs = programs(None);
+    for (peer, parts) in [("adit", 1), ("adit-2", 1), ("adit-tunnel", 2), ("adit-2-tunnel", 2)] {
+        let found = recipe::find(peer, &programs).unwrap();
         let Found::Proxy { recipe, .. } = found else { panic!("{found:?}") };
-        assert_eq!(recipe.parts.len(), programs, "{peer}");
+        assert_eq!(recipe.parts.len(), parts, "{peer}");
         let folder = tempfile::tempdir().unwrap();
         for (name, contents) in &recipe.files {
             std::fs::write(folder.path().join(name), contents).unwrap();
@@ -272,10 +358,12 @@ fn adit_takes_the_configs_that_the_bench_gives_it() {
         }
         for part in &recipe.parts {
             let file = folder.path().join("config.yaml");
-            std::fs::write(&file, &part.config).unwrap();
+            std::fs::write(&file, part.config.as_ref().unwrap()).unwrap();
             let sources = adit::config::Sources { files: vec![file], ..adit::config::Sources::default() };
             let settings = adit::config::load(&sources).unwrap_or_else(|problems| panic!("{peer}: {problems:?}"));
             assert!(!settings.log.access, "the access log is off, as it is for the others");
+            let workers = if peer.contains("-2") { 2 } else { 1 };
+            assert_eq!(settings.workers, Workers::Fixed(NonZeroUsize::new(workers).unwrap()), "{peer}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the proxy and the load cost, from the scheduler's own books.
 //!
 //! Comes in: `/proc`, as the cell's PID namespace shows it: process 1 is the cell, every other process belongs to the peer. Goes out: CPU time in
-//! nanoseconds, run-queue waiting time, resident memory.
+//! nanoseconds, run-queue waiting time, resident memory, the sockets of each worker.
 //!
 //! CPU time is the sum of `/proc/PID/task/TID/schedstat` over all threads of all processes of the peer. A thread that ended takes its line with it, so the sum is
 //! checked against `utime + stime` of the processes, which keep the time of ended threads but count in ticks of 10 ms: the larger wins, less two ticks a process.
@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: cgroups (they need a writable hierarchy) and getrusage (it knows children only once they have ended).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
@@ -116,6 +116,29 @@ pub(crate) fn resident() -> Result<u64> {
         bytes += kib * 1024;
     }
     Ok(bytes)
+}
+
+/// The sockets that each worker of the peer waits for: by process, then by worker.
+///
+/// A worker is whoever has an epoll of its own, and the kernel says what is in it: `/proc/PID/fdinfo/FD` has a line `tfd` for each. This asks nothing of the peer.
+/// An epoll may have several descriptors; they read the same, down to the worker's own tokens. Those with less than a tenth of the
+/// busiest one's sockets are no workers.
+pub(crate) fn sockets() -> Result<Vec<Vec<u64>>> {
+    let mut all = Vec::new();
+    for process in peer_processes()? {
+        let folder = format!("/proc/{process}/fdinfo");
+        let mut epolls = BTreeSet::new();
+        for descriptor in numbered(&folder)? {
+            let text = read_if_there(&format!("{folder}/{descriptor}"))?.unwrap_or_default();
+            let mut entries: Vec<&str> = text.lines().filter(|line| line.starts_with("tfd:")).collect();
+            entries.sort_unstable();
+            epolls.insert(entries.join("\n"));
+        }
+        let held: Vec<u64> = epolls.iter().map(|entries| entries.lines().count() as u64).collect();
+        let most = held.iter().copied().max().unwrap_or(0);
+        all.push(held.into_iter().filter(|sockets| *sockets > 0 && sockets * 10 >= most).collect());
+    }
+    Ok(all)
 }
 
 /// Every process of this PID namespace but ourselves.

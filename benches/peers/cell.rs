@@ -7,7 +7,6 @@
 //! On failure: a shape that fails is the cell's last, because it leaves strays behind that would spoil the next.
 
 use std::io::{self, BufRead, Read, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -17,14 +16,14 @@ use super::cores::{self, Cores};
 use super::load::{Books, Load, Measured, Timing};
 use super::namespace::{self, SERVER};
 use super::proxy::Proxy;
-use super::recipe::{self, Found};
+use super::recipe::{self, Found, Programs};
 use super::shape::Shape;
 
 /// What a cell is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) peer: String,
-    pub(crate) adit: PathBuf,
+    pub(crate) programs: Programs,
     pub(crate) shapes: Vec<Shape>,
     pub(crate) timing: Timing,
     pub(crate) cores: Cores,
@@ -61,8 +60,8 @@ pub(crate) fn run() -> Result<bool> {
 fn measure(plan: &Plan) -> Result<()> {
     namespace::furnish()?;
     cores::go_to(plan.cores.load)?;
-    let books = Books { usage: Usage::now, resident: account::resident };
-    let found = recipe::find(&plan.peer, &plan.adit)?;
+    let books = Books { usage: Usage::now, resident: account::resident, sockets: account::sockets };
+    let found = recipe::find(&plan.peer, &plan.programs)?;
     // The server listens before the peer starts, so that the peer never sees it down.
     let (mut load, proxy) = match &found {
         Found::Missing(reason) => anyhow::bail!("missing: {reason}"),

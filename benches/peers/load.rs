@@ -6,8 +6,10 @@
 //! check exact and saves the context switches that would otherwise be the load's largest cost.
 
 mod bulk;
+mod burst;
 mod idle;
 mod request;
+mod settle;
 mod short;
 mod socket;
 mod verify;
@@ -40,6 +42,8 @@ pub(crate) enum HalfClose {
 pub(crate) struct Books {
     pub(crate) usage: fn() -> Result<Usage>,
     pub(crate) resident: fn() -> Result<u64>,
+    /// Sockets that are waited for: by process, then by worker.
+    pub(crate) sockets: fn() -> Result<Vec<Vec<u64>>>,
 }
 
 /// How long a shape runs.
@@ -47,6 +51,8 @@ pub(crate) struct Books {
 pub(crate) struct Timing {
     pub(crate) warm_up: Duration,
     pub(crate) length: Duration,
+    /// The longest wait for memory to settle after a burst.
+    pub(crate) settle: Duration,
 }
 
 /// What one shape measured.
@@ -60,11 +66,20 @@ pub(crate) struct Measured {
     pub(crate) load_idle_ns: u64,
     /// p50, p99, p99.9.
     pub(crate) latency_ns: Option<[u32; 3]>,
-    /// Resident bytes of the peer per idle connection.
-    pub(crate) resident_each: Option<f64>,
+    pub(crate) memory: Option<Memory>,
+    /// Sockets of the peer while all connections are open: by process, then by worker. Of the shape `spread` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sockets: Vec<Vec<u64>>,
     /// All bytes of the shape's life, warm-up and end included, both directions: what the load sent, and what it got. Equal.
     pub(crate) sent: u64,
     pub(crate) received: u64,
+}
+
+/// Resident bytes of the peer: without connections, and with idle ones or after a burst.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    pub(crate) before: u64,
+    pub(crate) after: u64,
 }
 
 /// The load generator with its echo server.
@@ -108,9 +123,11 @@ impl Load {
     pub(crate) fn run(&mut self, shape: Shape, timing: Timing) -> Result<Measured> {
         match shape {
             Shape::Idle { connections } => idle::run(self, connections),
+            Shape::Burst { connections } => burst::run(self, connections, timing),
+            Shape::Spread { connections } => idle::spread(self, connections),
             Shape::Request { size, connections } => {
                 let mut window = Window::new(timing, self.books.usage);
-                request::run(self, size, connections, &mut window)
+                request::run(self, &vec![size; connections], &mut window)
             }
             Shape::Short { parallel } => {
                 let mut window = Window::new(timing, self.books.usage);

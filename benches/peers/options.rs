@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::shape::{self, Shape};
+use super::load::Timing;
+use super::recipe::Programs;
+use super::shape::{self, Crowds, Shape};
 
 /// Run the same load through adit and its peers, side by side.
 ///
@@ -24,7 +26,7 @@ pub(crate) struct Options {
     /// Only shapes whose name begins so, e.g. bulk,request-128-1
     #[arg(long, value_name = "SHAPE,...", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
-    /// Only these peers [default: direct,haproxy,nginx,adit,envoy-tunnel,adit-tunnel]
+    /// Only these peers [default: direct,haproxy,nginx,envoy,adit,adit-2,envoy-tunnel,adit-tunnel]
     #[arg(long, value_name = "PEER,...", value_delimiter = ',')]
     pub(crate) peers: Vec<String>,
     /// Write every sample and the medians to FILE
@@ -32,14 +34,20 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     /// Measure this adit binary instead of the one cargo just built
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_adit"))]
-    pub(crate) adit: PathBuf,
+    adit: PathBuf,
+    /// Measure this ztunnel too, alone and through a tunnel to itself (that needs a build with its feature `testing`)
+    #[arg(long, value_name = "PATH")]
+    ztunnel: Option<PathBuf>,
     /// Idle connections [default: 2000, quick: 200]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9000))]
     idle: Option<u32>,
+    /// Connections of a burst, and of spread [default: 1000, quick: 200]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=9000))]
+    burst: Option<u32>,
     /// The proxy's core and the load's core [default: two cores that share no SMT sibling]
     #[arg(long, value_name = "PROXY,LOAD", value_delimiter = ',', num_args = 2)]
     pub(crate) cores: Vec<usize>,
-    /// A smoke run of some 30 seconds: one short round; the figures mean little
+    /// A smoke run of about a minute: one short round; the figures mean little
     #[arg(long)]
     quick: bool,
     /// Set by cargo; changes nothing
@@ -54,18 +62,29 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Settled {
     pub(crate) rounds: u32,
-    pub(crate) length: Duration,
+    pub(crate) timing: Timing,
     pub(crate) shapes: Vec<Shape>,
 }
 
 impl Options {
+    /// The programs that were named. Absolute, because they run in other folders.
+    pub(crate) fn programs(&self) -> Programs {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_no_folder| path.clone());
+        Programs { adit: absolute(&self.adit), ztunnel: self.ztunnel.as_ref().map(absolute) }
+    }
+
     /// Fills the defaults in. Fails on a filter that matches nothing.
     pub(crate) fn settled(&self) -> anyhow::Result<Settled> {
         let quick = self.quick;
+        let or =
+            |asked: Option<u32>, quick_default, default| asked.unwrap_or(if quick { quick_default } else { default });
+        let length = self.seconds.unwrap_or(Duration::from_millis(if quick { 300 } else { 1500 }));
+        let settle = Duration::from_secs(if quick { 6 } else { 60 });
+        let crowds = Crowds { idle: or(self.idle, 200, 2000), burst: or(self.burst, 200, 1000) };
         Ok(Settled {
-            rounds: self.rounds.unwrap_or(if quick { 1 } else { 3 }),
-            length: self.seconds.unwrap_or(Duration::from_millis(if quick { 300 } else { 1500 })),
-            shapes: shape::chosen(&self.only, self.idle.unwrap_or(if quick { 200 } else { 2000 }))?,
+            rounds: or(self.rounds, 1, 3),
+            timing: Timing { warm_up: length / 5, length, settle },
+            shapes: shape::chosen(&self.only, crowds)?,
         })
     }
 }

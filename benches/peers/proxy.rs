@@ -56,13 +56,16 @@ impl Proxy {
 
     fn launch(&mut self, part: &Part, cores: Cores) -> Result<()> {
         let folder = self.folder.path();
-        let config = folder.join(format!("config-{}.yaml", self.children.len()));
-        fs::write(&config, &part.config).context("cannot write the peer's config")?;
+        let mut command = Command::new(&part.program);
+        command.args(part.arguments).envs(part.environment.iter().copied());
+        if let Some(contents) = &part.config {
+            let config = folder.join(format!("config-{}.yaml", self.children.len()));
+            fs::write(&config, contents).context("cannot write the peer's config")?;
+            command.arg(&config);
+        }
         let output = File::options().append(true).open(&self.log).context("cannot write the peer's log")?;
         cores::go_to(cores.proxy)?;
-        let child = Command::new(&part.program)
-            .args(part.arguments)
-            .arg(&config)
+        let child = command
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot write the peer's log")?)

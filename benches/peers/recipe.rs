@@ -7,29 +7,32 @@
 
 pub(crate) mod envoy;
 pub(crate) mod tunnel;
+pub(crate) mod ztunnel;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-
 use rustix::process::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
 
 use super::load::HalfClose;
 use super::namespace::{Capture, HOST, SERVER};
 
 /// The peers of a run without `--peers`.
-const DEFAULT: [&str; 6] = ["direct", "haproxy", "nginx", "adit", "envoy-tunnel", "adit-tunnel"];
-/// All of them. The captured twins stand behind the same redirect rule as adit does, and so show what the kernel's share of capture is.
-const ALL: [&str; 8] =
-    ["direct", "haproxy", "nginx", "adit", "envoy-tunnel", "adit-tunnel", "haproxy-captured", "nginx-captured"];
+const DEFAULT: [&str; 8] = ["direct", "haproxy", "nginx", "envoy", "adit", "adit-2", "envoy-tunnel", "adit-tunnel"];
+/// The peers that a run without `--peers` has besides, once it is told where the program is.
+const ZTUNNELS: [&str; 2] = ["ztunnel", "ztunnel-tunnel"];
+/// Those that must be asked for. The captured twins stand behind the same redirect rule as adit does, and so show what the kernel's share of capture is.
+const ON_DEMAND: [&str; 4] = ["haproxy-captured", "nginx-captured", "envoy-captured", "adit-2-tunnel"];
 
 /// Where captured clients of the twins connect to; the twins themselves go on to `SERVER`.
 const CAPTURED: SocketAddrV4 = SocketAddrV4::new(HOST, 9001);
 /// The doors of the peers.
 const HAPROXY: u16 = 8001;
 const NGINX: u16 = 8002;
+const ENVOY: u16 = 8004;
 const ADIT: u16 = 15001;
 /// Pipes that HAProxy may hold at a time; bulk shapes need two per connection.
 const PIPES: u64 = 256;
@@ -57,11 +60,26 @@ pub(crate) struct Recipe {
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) program: PathBuf,
-    /// Arguments before the config file.
     pub(crate) arguments: &'static [&'static str],
-    pub(crate) config: String,
+    /// Written to a file whose name is the last argument. Without one the arguments are all there is.
+    pub(crate) config: Option<String>,
+    pub(crate) environment: &'static [(&'static str, &'static str)],
     /// Where and under which path it answers 200 when it is ready; without one, its door is tried.
     pub(crate) readiness: Option<(SocketAddrV4, &'static str)>,
+}
+
+/// The programs that the command line names; all others are where distributions put them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Programs {
+    pub(crate) adit: PathBuf,
+    pub(crate) ztunnel: Option<PathBuf>,
+}
+
+impl Part {
+    /// A program that is told where its config is and nothing else.
+    fn new(program: &Path, arguments: &'static [&'static str], config: String) -> Self {
+        Self { program: program.to_owned(), arguments, config: Some(config), environment: &[], readiness: None }
+    }
 }
 
 impl Recipe {
@@ -83,24 +101,44 @@ pub(crate) enum Found {
     Missing(String),
 }
 
-/// Checks the names given on the command line.
-pub(crate) fn chosen(names: &[String]) -> Result<Vec<String>> {
-    if let Some(unknown) = names.iter().find(|name| !ALL.contains(&name.as_str())) {
-        bail!("no peer is called {unknown:?}; there are: {}", ALL.join(", "));
+/// Checks the names given on the command line; without any, those of a whole run.
+pub(crate) fn chosen(names: &[String], programs: &Programs) -> Result<Vec<String>> {
+    let all = [&DEFAULT[..], &ZTUNNELS, &ON_DEMAND].concat();
+    if let Some(unknown) = names.iter().find(|name| !all.contains(&name.as_str())) {
+        bail!("no peer is called {unknown:?}; there are: {}", all.join(", "));
     }
-    Ok(if names.is_empty() { DEFAULT.map(str::to_owned).to_vec() } else { names.to_vec() })
+    if !names.is_empty() {
+        return Ok(names.to_vec());
+    }
+    let given = if programs.ztunnel.is_some() { &ZTUNNELS[..] } else { &[] };
+    Ok(DEFAULT.iter().chain(given).map(|name| (*name).to_owned()).collect())
+}
+
+/// How many workers share a peer's work; the number is in its name where it is not one. Direct has none.
+pub(crate) fn workers(peer: &str) -> u32 {
+    if peer == "direct" {
+        return 0;
+    }
+    peer.split('-').find_map(|part| part.parse().ok()).unwrap_or(1)
+}
+
+/// Whose program a peer is. Peers of one program are not rivals.
+pub(crate) fn family(peer: &str) -> &str {
+    peer.split('-').next().unwrap_or(peer)
 }
 
 /// Looks a peer up on this machine.
-pub(crate) fn find(name: &str, adit: &Path) -> Result<Found> {
+pub(crate) fn find(name: &str, programs: &Programs) -> Result<Found> {
     let (base, captured) = name.strip_suffix("-captured").map_or((name, false), |base| (base, true));
     let (found, door) = match base {
         "direct" => return Ok(Found::Direct),
-        "adit" => return self::adit(adit),
-        "adit-tunnel" => return tunnel::adits(adit),
-        "envoy-tunnel" => return tunnel::envoys(adit),
+        "adit" | "adit-2" => return adit(&programs.adit, workers(base)),
+        "adit-tunnel" | "adit-2-tunnel" => return tunnel::adits(&programs.adit, workers(base)),
+        "envoy-tunnel" => return tunnel::envoys(&programs.adit),
+        "ztunnel" | "ztunnel-tunnel" => return ztunnel::find(programs.ztunnel.as_deref(), tunnel::is_one(base)),
         "haproxy" => (haproxy()?, HAPROXY),
         "nginx" => (nginx()?, NGINX),
+        "envoy" => (envoy()?, ENVOY),
         _ => bail!("no peer is called {name:?}"),
     };
     Ok(match found {
@@ -113,19 +151,19 @@ pub(crate) fn find(name: &str, adit: &Path) -> Result<Found> {
     })
 }
 
-fn adit(program: &Path) -> Result<Found> {
+fn adit(program: &Path, workers: u32) -> Result<Found> {
     if !program.exists() {
         return Ok(Found::Missing(format!("{} does not exist", program.display())));
     }
     let config = format!(
-        "workers: 1\n\
+        "workers: {workers}\n\
          egress: allowAny\n\
          capture: redirect\n\
          listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: off\n  hbone: off\n  socks5: off\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n\
          log: {{ filter: warn, access: false }}\n"
     );
-    let part = Part { program: program.to_owned(), arguments: RUN, config, readiness: Some((ADIT_READY, READY)) };
+    let part = Part { readiness: Some((ADIT_READY, READY)), ..Part::new(program, RUN, config) };
     let capture = Some(Capture { from: SERVER, to: ADIT });
     let version = version(program, "--version").unwrap_or_else(|error| format!("{error:#}"));
     Ok(Found::Proxy { recipe: Recipe { capture, ..Recipe::alone(part, version) }, target: SERVER })
@@ -141,8 +179,7 @@ fn haproxy() -> Result<std::result::Result<Recipe, String>> {
         connections(getrlimit(Resource::Nofile).maximum)
     );
     let version = version(&program, "-v")?;
-    let arguments = &["-db", "-f"];
-    Ok(Ok(Recipe::alone(Part { program, arguments, config, readiness: None }, version)))
+    Ok(Ok(Recipe::alone(Part::new(&program, &["-db", "-f"], config), version)))
 }
 
 fn nginx() -> Result<std::result::Result<Recipe, String>> {
@@ -160,8 +197,13 @@ fn nginx() -> Result<std::result::Result<Recipe, String>> {
         module.display()
     );
     let version = version(&program, "-v")?;
-    let arguments = &["-e", "stderr", "-p", ".", "-c"];
-    Ok(Ok(Recipe::alone(Part { program, arguments, config, readiness: None }, version)))
+    Ok(Ok(Recipe::alone(Part::new(&program, &["-e", "stderr", "-p", ".", "-c"], config), version)))
+}
+
+fn envoy() -> Result<std::result::Result<Recipe, String>> {
+    let Some(program) = envoy::installed() else { return Ok(Err(envoy::INSTALL.to_owned())) };
+    let version = version(&program, "--version")?;
+    Ok(Ok(Recipe::alone(envoy::part(&program, envoy::plain(), envoy::PLAIN_ADMIN), version)))
 }
 
 /// As many connections as HAProxy can hold with so many descriptors; it refuses to start with a `maxconn` that does not fit.
@@ -178,10 +220,12 @@ fn installed(name: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// The first line that the program prints about its version.
+/// The first line that the program prints about its version, without its path.
 fn version(program: &Path, flag: &str) -> Result<String> {
     let output =
         Command::new(program).arg(flag).output().with_context(|| format!("cannot run {}", program.display()))?;
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-    Ok(String::from_utf8_lossy(&text).lines().find(|line| !line.is_empty()).unwrap_or_default().trim().to_owned())
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find(|line| !line.is_empty()).unwrap_or_default();
+    Ok(line.trim_start_matches(&*program.to_string_lossy()).trim().to_owned())
 }

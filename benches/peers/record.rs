@@ -1,19 +1,23 @@
 //! Everything that was measured, and its medians; also the JSON file.
 
 use std::fs;
+use std::path::Path;
 
-use serde::Serialize;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 use super::cores::Cores;
-use super::load::Measured;
+use super::load::{Measured, Memory};
 use super::options::Settled;
 use super::shape::{Shape, Units};
 use super::stats;
 
+/// Grows when a field changes its meaning.
+const SCHEMA: u32 = 2;
+
 /// The run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// Grows when a field changes its meaning.
     schema: u32,
     pub(crate) machine: Machine,
     pub(crate) rounds: u32,
@@ -25,25 +29,26 @@ pub(crate) struct Record {
     pub(crate) failures: Vec<(String, String)>,
     pub(crate) medians: Vec<Median>,
     pub(crate) samples: Vec<Sample>,
-    #[serde(skip)]
     pub(crate) shapes: Vec<Shape>,
+    /// The load, and adit unless another was named, were built without optimization.
+    pub(crate) debug: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) kernel: String,
     pub(crate) cores: Cores,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Peer {
     pub(crate) name: String,
     pub(crate) version: String,
 }
 
 /// One shape in one cell.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) round: u32,
     pub(crate) peer: String,
@@ -53,20 +58,23 @@ pub(crate) struct Sample {
 }
 
 /// One shape of one peer over all rounds. Rate and cost are in the shape's units.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Median {
     pub(crate) peer: String,
     pub(crate) shape: String,
     pub(crate) rate: Option<f64>,
-    pub(crate) rate_unit: &'static str,
+    pub(crate) rate_unit: String,
+    /// CPU time per unit; of `idle` KiB each, of `burst` memory after over before, of `spread` the percentage of the worker that has most.
     pub(crate) cost: Option<f64>,
-    pub(crate) cost_unit: &'static str,
+    pub(crate) cost_unit: String,
     /// How far the rounds' costs lie apart: (highest - lowest) / median.
     pub(crate) cost_spread: f64,
     pub(crate) p50_us: Option<f64>,
     pub(crate) p99_us: Option<f64>,
     pub(crate) p999_us: Option<f64>,
-    pub(crate) idle_kib: Option<f64>,
+    /// Resident memory without connections, and with idle ones or after a burst.
+    pub(crate) before_kib: Option<f64>,
+    pub(crate) after_kib: Option<f64>,
     /// Part of the time in which the proxy, and the load, were at work.
     pub(crate) proxy_busy: Option<f64>,
     pub(crate) load_busy: Option<f64>,
@@ -78,17 +86,24 @@ pub(crate) struct Median {
 impl Record {
     pub(crate) fn new(cores: Cores, settled: &Settled) -> Self {
         Self {
-            schema: 1,
+            schema: SCHEMA,
             machine: Machine { cpu: cpu(), kernel: kernel(), cores },
             rounds: settled.rounds,
-            seconds: settled.length.as_secs_f64(),
+            seconds: settled.timing.length.as_secs_f64(),
             peers: Vec::new(),
             missing: Vec::new(),
             failures: Vec::new(),
             medians: Vec::new(),
             samples: Vec::new(),
             shapes: settled.shapes.clone(),
+            debug: cfg!(debug_assertions),
         }
+    }
+
+    /// Writes every sample and the medians.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_string_pretty(self).context("cannot write JSON")?;
+        fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Computes the medians of the samples.
@@ -121,31 +136,29 @@ impl Median {
         let over = |figure: &dyn Fn(&Measured) -> Option<f64>| {
             stats::median(samples.iter().filter_map(|sample| figure(sample)).collect())
         };
-        let latency = |index: usize| {
-            over(&|sample| sample.latency_ns.map(|latency| f64::from(latency[index]) / 1e3)).map(|(median, _)| median)
+        let alone = |figure: &dyn Fn(&Measured) -> Option<f64>| over(figure).map(|(median, _)| median);
+        let latency = |index: usize| alone(&|sample| Some(f64::from(sample.latency_ns?[index]) / 1e3));
+        let kib = |bytes: fn(&Memory) -> u64| alone(&|sample| Some(bytes(sample.memory.as_ref()?) as f64 / 1024.0));
+        let part = |time: fn(&Measured) -> u64| {
+            alone(&|sample| Some(time(sample) as f64 / sample.wall_ns.max(1) as f64)).unwrap_or(0.0)
         };
         let units = shape.units();
-        let per_proxy = (peer != "direct").then_some(());
-        let rate = over(&|sample| units.as_ref().map(|units| rate(sample, units)));
-        let cost = over(&|sample| per_proxy.and(units.as_ref()).map(|units| cost(sample, units)));
-        let idle = over(&|sample| per_proxy.and(sample.resident_each).map(|bytes| bytes / 1024.0));
-        let part = |time: fn(&Measured) -> u64| {
-            over(&|sample| Some(time(sample) as f64 / sample.wall_ns.max(1) as f64)).map_or(0.0, |(median, _)| median)
-        };
-        let timed = units.is_some();
+        let (timed, proxy) = (units.is_some(), peer != "direct");
+        let cost = over(&|sample| cost(sample, shape).filter(|_| proxy));
         Self {
             peer: peer.to_owned(),
             shape: shape.name(),
-            rate: rate.map(|(median, _)| median),
-            rate_unit: units.as_ref().map_or("", |units| units.rate),
+            rate: units.as_ref().and_then(|units| alone(&|sample| Some(rate(sample, units)))),
+            rate_unit: units.as_ref().map_or("", |units| units.rate).to_owned(),
             cost: cost.map(|(median, _)| median),
-            cost_unit: units.as_ref().map_or("", |units| units.cost),
-            cost_spread: cost.or(idle).map_or(0.0, |(_, spread)| spread),
+            cost_unit: shape.cost_unit().to_owned(),
+            cost_spread: cost.map_or(0.0, |(_, spread)| spread),
             p50_us: latency(0),
             p99_us: latency(1),
             p999_us: latency(2),
-            idle_kib: idle.map(|(median, _)| median),
-            proxy_busy: (timed && per_proxy.is_some()).then(|| part(|sample| sample.spent.proxy_cpu_ns)),
+            before_kib: kib(|memory| memory.before),
+            after_kib: kib(|memory| memory.after),
+            proxy_busy: (timed && proxy).then(|| part(|sample| sample.spent.proxy_cpu_ns)),
             load_busy: timed.then(|| 1.0 - part(|sample| sample.load_idle_ns)),
             proxy_waited: part(|sample| sample.spent.proxy_wait_ns),
             load_waited: part(|sample| sample.spent.load_wait_ns),
@@ -158,9 +171,17 @@ pub(crate) fn rate(sample: &Measured, units: &Units) -> f64 {
     sample.units as f64 / (sample.wall_ns.max(1) as f64 / 1e9) * units.rate_scale
 }
 
-/// The proxy's CPU time per unit, in the shape's unit.
-pub(crate) fn cost(sample: &Measured, units: &Units) -> f64 {
-    sample.spent.proxy_cpu_ns as f64 / sample.units.max(1) as f64 * units.cost_scale
+/// What the shape cost, in its unit: mostly the proxy's CPU time.
+pub(crate) fn cost(sample: &Measured, shape: Shape) -> Option<f64> {
+    let memory = sample.memory.map(|memory| (memory.before as f64, memory.after as f64));
+    match shape {
+        Shape::Idle { .. } => memory.map(|(before, after)| (after - before) / 1024.0 / sample.units.max(1) as f64),
+        Shape::Burst { .. } => memory.map(|(before, after)| after / before.max(1.0)),
+        Shape::Spread { .. } => stats::largest_share(&sample.sockets).map(|share| share * 100.0),
+        Shape::Request { .. } | Shape::Short { .. } | Shape::Bulk { .. } => {
+            shape.units().map(|units| sample.spent.proxy_cpu_ns as f64 / sample.units.max(1) as f64 * units.cost_scale)
+        }
+    }
 }
 
 fn cpu() -> String {

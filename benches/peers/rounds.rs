@@ -4,25 +4,34 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::cell::{Plan, Report};
 use super::cores::Cores;
-use super::load::Timing;
-use super::options::{Options, Settled};
+use super::options::Options;
 use super::recipe::{self, Found};
 use super::record::{Peer, Record, Sample};
+use super::shape::Shape;
 use super::{namespace, table};
 
 /// Runs everything. False when a peer failed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
+    let record = measure(options)?;
+    write!(io::stdout().lock(), "{}", table::draw(&record)).context("cannot print the table")?;
+    if let Some(path) = &options.json {
+        record.write(path)?;
+    }
+    Ok(record.failures.is_empty())
+}
+
+fn measure(options: &Options) -> Result<Record> {
     let settled = options.settled()?;
     let cores = Cores::choose(&options.cores)?;
     let mut record = Record::new(cores, &settled);
-    for name in recipe::chosen(&options.peers)? {
-        match recipe::find(&name, &options.adit)? {
+    let programs = options.programs();
+    for name in recipe::chosen(&options.peers, &programs)? {
+        match recipe::find(&name, &programs)? {
             Found::Missing(reason) => {
                 progress(&format!("MISSING {name}: {reason}; it is not in the table"))?;
                 record.missing.push((name, reason));
@@ -35,26 +44,29 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let mut names: Vec<String> = record.peers.iter().map(|peer| peer.name.clone()).collect();
         let turns = usize::try_from(round).context("round")? % names.len().max(1);
         names.rotate_left(turns);
-        for name in names {
-            cell(options, &settled, cores, round, &name, &mut record)?;
+        for peer in names {
+            for shapes in cells(&settled.shapes, &peer) {
+                let (peer, programs) = (peer.clone(), programs.clone());
+                cell(&Plan { peer, programs, shapes, timing: settled.timing, cores }, round, &mut record)?;
+            }
         }
     }
     record.settle();
-    let mut stdout = io::stdout().lock();
-    write!(stdout, "{}", table::draw(&record)).context("cannot print the table")?;
-    if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(&record).context("cannot write JSON")?;
-        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(record.failures.is_empty())
+    Ok(record)
+}
+
+/// The shapes that say anything of the peer: in one cell, but for those that need one of their own.
+fn cells(shapes: &[Shape], peer: &str) -> Vec<Vec<Shape>> {
+    let shapes = shapes.iter().copied().filter(|shape| shape.is_for(recipe::workers(peer)));
+    let (alone, together): (Vec<Shape>, Vec<Shape>) = shapes.partition(|shape| shape.is_alone());
+    let cells = std::iter::once(together).chain(alone.into_iter().map(|shape| vec![shape]));
+    cells.filter(|shapes| !shapes.is_empty()).collect()
 }
 
 /// Runs one cell and enters what it says.
-fn cell(options: &Options, settled: &Settled, cores: Cores, round: u32, peer: &str, record: &mut Record) -> Result<()> {
-    let timing = Timing { warm_up: warm_up(settled.length), length: settled.length };
-    let plan =
-        Plan { peer: peer.to_owned(), adit: options.adit.clone(), shapes: settled.shapes.clone(), timing, cores };
-    let mut child = start(&plan)?;
+fn cell(plan: &Plan, round: u32, record: &mut Record) -> Result<()> {
+    let peer = plan.peer.as_str();
+    let mut child = start(plan)?;
     let stdout = child.stdout.take().context("the cell has no stdout")?;
     let mut done = false;
     for line in BufReader::new(stdout).lines() {
@@ -94,10 +106,6 @@ fn start(plan: &Plan) -> Result<Child> {
     // A cell that could not start is told by its exit, not by this pipe.
     let _ = writeln!(stdin, "{}", serde_json::to_string(plan)?);
     Ok(child)
-}
-
-fn warm_up(length: Duration) -> Duration {
-    length / 5
 }
 
 fn progress(line: &str) -> Result<()> {

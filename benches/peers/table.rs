@@ -1,12 +1,16 @@
 //! The table, in Markdown that also reads well on a terminal, and the line of progress per sample.
 //!
-//! "Best" is always the best of the *other* proxies (not the row itself, not direct), so a ratio of adit's row is what its targets are written in. Pairs with a
+//! What compares a peer with itself, after a burst or with more workers, is in tables of its own (`own`).
+//!
+//! "Best" is always the best of the *other* proxies (not the row itself, not the same program with other settings, not direct), so a ratio of adit's row is what its targets are written in. Pairs with a
 //! tunnel between them have a table of their own: they are compared with each other only.
+
+mod own;
 
 use std::fmt::Write;
 
 use super::load::Measured;
-use super::recipe::tunnel;
+use super::recipe::{family, tunnel, workers};
 use super::record::{Median, Record, cost, rate};
 use super::shape::Shape;
 
@@ -18,15 +22,16 @@ pub(crate) fn brief(shape: Shape, sample: &Measured) -> String {
     let mut text = shape.name();
     if let Some(units) = shape.units() {
         text = format!("{text} {:.1} {}", rate(sample, &units), units.rate);
-        if sample.spent.proxy_cpu_ns > 0 {
-            text = format!("{text}, {:.1} {}", cost(sample, &units), units.cost);
-        }
+    }
+    let free = shape.units().is_some() && sample.spent.proxy_cpu_ns == 0;
+    if let Some(cost) = cost(sample, shape).filter(|_| !free) {
+        text = format!("{text}, {cost:.2} {}", shape.cost_unit());
     }
     if let Some([p50, p99, p999]) = sample.latency_ns.map(|latency| latency.map(|ns| f64::from(ns) / 1e3)) {
         text = format!("{text}, p50 {p50:.0} p99 {p99:.0} p99.9 {p999:.0} µs");
     }
-    if let Some(bytes) = sample.resident_each {
-        text = format!("{text} {:.2} KiB each", bytes / 1024.0);
+    if let Some(memory) = sample.memory {
+        text = format!("{text} ({} KiB before, {} after)", memory.before / 1024, memory.after / 1024);
     }
     text
 }
@@ -38,10 +43,16 @@ pub(crate) fn draw(record: &Record) -> String {
         let names = record.peers.iter().map(|peer| peer.name.as_str());
         let proxies: Vec<&str> = names.filter(|name| *name != "direct" && tunnel::is_one(name) == tunnels).collect();
         // Direct alone is a table too.
-        if !proxies.is_empty() || record.peers.iter().all(|peer| peer.name == "direct" && !tunnels) {
+        let wanted = !proxies.is_empty() || record.peers.iter().all(|peer| peer.name == "direct" && !tunnels);
+        let rows = if wanted { rows(record, &proxies) } else { Vec::new() };
+        if rows.len() > 1 {
             text.push_str(if text.is_empty() { "" } else { "\n" });
-            text.push_str(&lay_out(&rows(record, &proxies)));
+            text.push_str(&lay_out(&rows));
         }
+    }
+    for table in [own::after_a_burst(record), own::more_workers(record)].into_iter().filter(|table| table.len() > 1) {
+        text.push_str(if text.is_empty() { "" } else { "\n" });
+        text.push_str(&lay_out(&table));
     }
     text + &legend(record)
 }
@@ -50,10 +61,9 @@ pub(crate) fn draw(record: &Record) -> String {
 fn rows(record: &Record, proxies: &[&str]) -> Vec<Vec<String>> {
     let mut rows = vec![heading(proxies)];
     let is_in = |name: &str| name == "direct" || proxies.contains(&name);
-    for shape in &record.shapes {
-        // Nobody's memory is measured without a proxy.
+    for shape in record.shapes.iter().filter(|shape| shape.is_among_peers()) {
         let peers = record.peers.iter().filter(|peer| is_in(&peer.name));
-        for peer in peers.filter(|peer| shape.units().is_some() || peer.name != "direct") {
+        for peer in peers.filter(|peer| shape.is_for(workers(&peer.name))) {
             let median = record.median(&peer.name, *shape);
             rows.push(median.map_or_else(|| absent(*shape, &peer.name), |median| row(record, *shape, median, proxies)));
         }
@@ -75,10 +85,10 @@ fn legend(record: &Record) -> String {
     text.push_str("Cost is the proxy's CPU time per unit; for idle connections its resident memory each. Spread is (highest - lowest) / median of the cost.\n");
     let _ = writeln!(
         text,
-        "~ marks rows whose proxy or load waited for its core more than {:.0} % of the time: not alone on the machine.",
+        "~ marks rows whose proxy or load waited for its core more than {:.0} % of the time: not alone on the machine. (The load only, for pairs and several workers.)",
         NOISE * 100.0
     );
-    if cfg!(debug_assertions) {
+    if record.debug {
         text.push_str(
             "DEBUG BUILD of the load, and of adit unless --adit named another: these figures are no one's.\n",
         );
@@ -110,40 +120,43 @@ fn heading(proxies: &[&str]) -> Vec<String> {
         "p99/best",
         "cost/best",
     ];
-    let ratios = proxies.iter().map(|name| format!("cost/{name}"));
+    let ratios = proxies.iter().filter(|name| workers(name) == 1).map(|name| format!("cost/{name}"));
     fixed.iter().map(|name| (*name).to_owned()).chain(ratios).collect()
 }
 
+/// The row of a peer that was to be measured and was not.
 fn absent(shape: Shape, peer: &str) -> Vec<String> {
     vec![shape.name(), peer.to_owned(), "FAILED".to_owned()]
 }
 
 fn row(record: &Record, shape: Shape, median: &Median, proxies: &[&str]) -> Vec<String> {
-    let others: Vec<&Median> =
-        proxies.iter().filter(|name| **name != median.peer).filter_map(|name| record.median(name, shape)).collect();
+    let others = proxies.iter().filter(|name| family(name) != family(&median.peer));
+    let others: Vec<&Median> = others.filter_map(|name| record.median(name, shape)).collect();
     let proxy = median.peer != "direct";
     let best = |figure: fn(&Median) -> Option<f64>, better: fn(f64, f64) -> f64| {
         let best = others.iter().filter_map(|other| figure(other)).reduce(better);
         ratio(figure(median).filter(|_| proxy), best)
     };
-    let noisy = median.proxy_waited > NOISE || median.load_waited > NOISE;
+    // Threads that share a core wait for each other, and that is not noise.
+    let single = workers(&median.peer) == 1 && !tunnel::is_one(&median.peer);
+    let noisy = single && median.proxy_waited > NOISE || median.load_waited > NOISE;
     let mut cells = vec![
         median.shape.clone(),
         format!("{}{}", median.peer, if noisy { " ~" } else { "" }),
-        figure(median.rate, median.rate_unit),
+        figure(median.rate, &median.rate_unit),
         figure(median.p50_us, ""),
         figure(median.p99_us, ""),
         figure(median.p999_us, ""),
-        if median.idle_kib.is_some() { figure(median.idle_kib, "KiB") } else { figure(median.cost, median.cost_unit) },
+        figure(median.cost, &median.cost_unit),
         if proxy { format!("{:.0} %", median.cost_spread * 100.0) } else { String::new() },
         busy(median),
         best(|median| median.rate, f64::max),
         best(|median| median.p99_us, f64::min),
-        best(price, f64::min),
+        best(|median| median.cost, f64::min),
     ];
-    for name in proxies {
+    for name in proxies.iter().filter(|name| workers(name) == 1) {
         let other = record.median(name, shape).filter(|other| other.peer != median.peer);
-        cells.push(ratio(price(median), other.and_then(price)));
+        cells.push(ratio(median.cost, other.and_then(|other| other.cost)));
     }
     cells
 }
@@ -156,11 +169,6 @@ fn busy(median: &Median) -> String {
     } else {
         format!("{}/{}", percent(median.proxy_busy), percent(median.load_busy))
     }
-}
-
-/// CPU or memory, whichever the shape is about.
-fn price(median: &Median) -> Option<f64> {
-    median.cost.or(median.idle_kib)
 }
 
 fn ratio(own: Option<f64>, other: Option<f64>) -> String {

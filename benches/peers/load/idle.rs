@@ -1,25 +1,44 @@
-//! Idle connections: what each costs the peer in resident memory.
+//! Connections that are held open: what each idle one costs the peer in resident memory, and how they spread over the peer's workers.
 //!
-//! Connections are opened one after another and exchange bytes once, then nothing moves until the peer's memory has settled. Afterwards each must still carry
-//! a byte: a peer that dropped them would look frugal.
+//! Connections are opened one after another and exchange bytes once, then nothing moves until the peer has been looked at. Afterwards each must still carry a
+//! byte: a peer that dropped them would look frugal.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::event::{Timespec, poll};
 
 use super::super::account::Spent;
-use super::{Load, Measured, nanoseconds};
+use super::{Load, Measured, Memory, nanoseconds, settle};
 
-/// Between two looks at the peer's memory.
-const LOOK: Duration = Duration::from_millis(300);
-/// Memory that changes by less than this between two looks has settled.
-const STEADY: u64 = 64 * 1024;
+/// Memory that is steady for so long has settled. Young heaps do not give back much later.
+const CALM: Duration = Duration::from_millis(600);
 /// No more looks after this. Sweepers and allocators that give back later than this are not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Memory without and with so many idle connections.
 pub(super) fn run(load: &mut Load, connections: u32) -> Result<Measured> {
-    let before = settled(load)?;
+    let before = settle::resident(load, CALM, PATIENCE)?;
+    hold(load, connections, |load, measured| {
+        let after = settle::resident(load, CALM, PATIENCE)?;
+        measured.memory = Some(Memory { before, after });
+        Ok(())
+    })
+}
+
+/// Which workers hold so many connections.
+pub(super) fn spread(load: &mut Load, connections: u32) -> Result<Measured> {
+    hold(load, connections, |load, measured| {
+        measured.sockets = (load.books.sockets)()?;
+        Ok(())
+    })
+}
+
+/// Opens connections, looks, sees that all of them live, and closes them.
+fn hold(
+    load: &mut Load,
+    connections: u32,
+    look: impl FnOnce(&mut Load, &mut Measured) -> Result<()>,
+) -> Result<Measured> {
     let began = Instant::now();
     let mut pairs = Vec::new();
     for number in 0..connections {
@@ -27,39 +46,24 @@ pub(super) fn run(load: &mut Load, connections: u32) -> Result<Measured> {
         pair.answer(1)?;
         pairs.push(pair);
     }
-    let wall = began.elapsed();
-    let after = settled(load)?;
+    let bytes = u64::from(connections) * (8 + 2);
+    let mut measured = Measured {
+        wall_ns: nanoseconds(began.elapsed()),
+        units: u64::from(connections),
+        spent: Spent::default(),
+        load_idle_ns: 0,
+        latency_ns: None,
+        memory: None,
+        sockets: Vec::new(),
+        sent: bytes,
+        received: bytes,
+    };
+    look(load, &mut measured)?;
     for pair in &pairs {
         pair.answer(2).context("after the idle time")?;
     }
     for pair in pairs {
         pair.close()?;
     }
-    let bytes = u64::from(connections) * (8 + 2);
-    Ok(Measured {
-        wall_ns: nanoseconds(wall),
-        units: u64::from(connections),
-        spent: Spent::default(),
-        load_idle_ns: 0,
-        latency_ns: None,
-        resident_each: Some((after as f64 - before as f64) / f64::from(connections)),
-        sent: bytes,
-        received: bytes,
-    })
-}
-
-/// The peer's resident memory once two looks in a row agree.
-fn settled(load: &Load) -> Result<u64> {
-    let deadline = Instant::now() + PATIENCE;
-    let look = Timespec::try_from(LOOK).context("interval")?;
-    let mut last = (load.books.resident)()?;
-    let mut agreed = 0;
-    while agreed < 2 && Instant::now() < deadline {
-        // Nothing to wait for but time: the peer does not say when it has tidied up.
-        poll(&mut [], Some(&look)).context("cannot wait")?;
-        let now = (load.books.resident)()?;
-        agreed = if now.abs_diff(last) < STEADY { agreed + 1 } else { 0 };
-        last = now;
-    }
-    Ok(last)
+    Ok(measured)
 }

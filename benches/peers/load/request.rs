@@ -35,11 +35,12 @@ struct Totals {
     answers: u64,
 }
 
-pub(super) fn run(load: &mut Load, size: usize, connections: u32, window: &mut Window) -> Result<Measured> {
+/// One connection for each size of message.
+pub(super) fn run(load: &mut Load, sizes: &[usize], window: &mut Window) -> Result<Measured> {
     let (mut clients, mut echoes) = (Vec::new(), Vec::new());
-    for number in 0..connections {
+    for (number, size) in (0..).zip(sizes) {
         let pair = load.open()?;
-        clients.push(Client::new(pair.client, size, number));
+        clients.push(Client::new(pair.client, *size, number));
         echoes.push(Echo { socket: pair.server, pending: Vec::new() });
     }
     for (token, (client, echo)) in (0..).step_by(2).zip(clients.iter().zip(&echoes)) {

@@ -72,7 +72,8 @@ impl Window {
             spent: last.usage.since(&first.usage),
             load_idle_ns: nanoseconds(last.idle.saturating_sub(first.idle)),
             latency_ns,
-            resident_each: None,
+            memory: None,
+            sockets: Vec::new(),
             sent,
             received,
         })

@@ -1,19 +1,54 @@
-//! Envoy's settings, as JSON, which is YAML: the two ends of a tunnel, as Istio's proxies configure them.
+//! Envoy: a plain TCP proxy, and the two ends of a tunnel as Istio's proxies configure them. Its settings are JSON, which is YAML.
 //!
 //! No access log, no limit that the load could meet, HTTP/2 windows as by default (16 MiB a stream, 24 MiB a connection).
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::namespace::SERVER;
+use super::super::namespace::{HOST, SERVER};
 use super::tunnel::{ENTRANCE, FAR, HBONE, NEAR, spiffe};
+use super::{ENVOY, Part};
 
+/// What to do where it is missing.
+pub(super) const INSTALL: &str = "run .ci/install-envoy";
+
+pub(super) const PLAIN_ADMIN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9903);
 pub(super) const NEAR_ADMIN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9901);
 pub(super) const FAR_ADMIN: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9902);
 
 /// Streams, requests and connections at the same time; above every shape.
 const MANY: u32 = 20_000;
+
+/// Where `.ci/install-envoy` puts it.
+pub(super) fn installed() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/envoy");
+    fs::canonicalize(path).ok()
+}
+
+/// One Envoy with one worker thread.
+pub(super) fn part(program: &Path, config: String, admin: SocketAddrV4) -> Part {
+    let arguments = &[
+        "--disable-hot-restart",
+        "--concurrency",
+        "1",
+        "--log-level",
+        "warn",
+        "--drain-strategy",
+        "immediate",
+        "--config-path",
+    ];
+    Part { readiness: Some((admin, "/ready")), ..Part::new(program, arguments, config) }
+}
+
+/// A TCP proxy to the server and nothing else.
+pub(super) fn plain() -> String {
+    let proxy = json!({ "stat_prefix": "plain", "cluster": "server", "idle_timeout": "0s" });
+    let listener = entrance("plain", SocketAddrV4::new(HOST, ENVOY), proxy);
+    bootstrap(PLAIN_ADMIN, &listener, &cluster("server", SERVER))
+}
 
 /// The end that takes tunnels and connects each stream to the address in its authority.
 pub(super) fn far() -> String {
@@ -66,31 +101,38 @@ pub(super) fn near() -> String {
         "idle_timeout": "0s",
         "tunneling_config": { "hostname": SERVER.to_string() },
     });
-    let filter = json!({
-        "name": "envoy.filters.network.tcp_proxy",
-        "typed_config": typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy),
-    });
-    let listener = json!({
-        "name": "entrance",
-        "address": address(ENTRANCE),
-        "tcp_backlog_size": 65_535,
-        "filter_chains": [{ "filters": [filter] }],
-    });
     let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-    let cluster = json!({
-        "name": "far",
+    let mut far = cluster("far", HBONE);
+    far["typed_extension_protocol_options"] =
+        json!({ options: typed(options, json!({ "explicit_http_config": { "http2_protocol_options": {} } })) });
+    far["transport_socket"] = transport("Upstream", tls(NEAR, &json!({ "exact": spiffe(FAR) })));
+    bootstrap(NEAR_ADMIN, &entrance("entrance", ENTRANCE, proxy), &far)
+}
+
+/// A listener whose connections go through a TCP proxy.
+fn entrance(name: &str, at: SocketAddrV4, proxy: Value) -> Value {
+    json!({
+        "name": name,
+        "address": address(at),
+        "tcp_backlog_size": 65_535,
+        "filter_chains": [{ "filters": [{
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy),
+        }] }],
+    })
+}
+
+/// A cluster of one endpoint.
+fn cluster(name: &str, endpoint: SocketAddrV4) -> Value {
+    json!({
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "5s",
         "circuit_breakers": breakers(),
-        "typed_extension_protocol_options": {
-            options: typed(options, json!({ "explicit_http_config": { "http2_protocol_options": {} } })),
-        },
-        "transport_socket": transport("Upstream", tls(NEAR, &json!({ "exact": spiffe(FAR) }))),
-        "load_assignment": { "cluster_name": "far", "endpoints": [{ "lb_endpoints": [
-            { "endpoint": { "address": address(HBONE) } },
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
+            { "endpoint": { "address": address(endpoint) } },
         ] }] },
-    });
-    bootstrap(NEAR_ADMIN, &listener, &cluster)
+    })
 }
 
 fn typed(kind: &str, mut value: Value) -> Value {

@@ -3,9 +3,8 @@
 //! The near one takes the clients' connections, the far one listens on 15008 and connects to the server. Each has a certificate of its own from `adit certs issue`,
 //! of one root that is made for the cell; so both pairs use the same kinds of keys.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -51,26 +50,21 @@ pub(crate) fn issue(adit: &Path, folder: &Path) -> Result<()> {
 }
 
 /// adit twice: captured as without a tunnel, then through the far one.
-pub(super) fn adits(program: &Path) -> Result<Found> {
+pub(super) fn adits(program: &Path, workers: u32) -> Result<Found> {
     if !program.exists() {
         return Ok(Found::Missing(format!("{} does not exist", program.display())));
     }
-    let part = |config: String, ready| Part {
-        program: program.to_owned(),
-        arguments: RUN,
-        config,
-        readiness: Some((ready, READY)),
-    };
+    let part = |config, ready| Part { readiness: Some((ready, READY)), ..Part::new(program, RUN, config) };
     let near = format!(
         "{}listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: off\n  hbone: off\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n",
-        settings(NEAR)
+        settings(NEAR, workers)
     );
     let far = format!(
         "{}preserveSource: off\n\
          listen:\n  outbound: off\n  inbound: '127.0.0.1:15006'\n  hbone: '{HBONE}'\n  admin: '127.0.0.1:15100'\n  \
          metrics: '127.0.0.1:15120'\n  readiness: '{FAR_READY}'\n",
-        settings(FAR)
+        settings(FAR, workers)
     );
     let mesh = format!(
         "workloads:\n- {{ uid: {FAR}, name: {FAR}, namespace: bench, serviceAccount: {FAR}, protocol: HBONE, workloadIps: [{HOST}] }}\n"
@@ -86,9 +80,9 @@ pub(super) fn adits(program: &Path) -> Result<Found> {
     Ok(Found::Proxy { recipe, target: SERVER })
 }
 
-fn settings(end: &str) -> String {
+fn settings(end: &str, workers: u32) -> String {
     format!(
-        "workers: 1\ncapture: redirect\n\
+        "workers: {workers}\ncapture: redirect\n\
          workload: {{ name: {end}, namespace: bench, serviceAccount: {end} }}\n\
          identity: {{ source: files, files: {{ cert: {end}.crt, key: {end}.key, roots: [root.crt] }} }}\n\
          mesh: {{ files: [mesh.yaml] }}\n\
@@ -98,26 +92,12 @@ fn settings(end: &str) -> String {
 
 /// Envoy twice, addressed directly.
 pub(super) fn envoys(adit: &Path) -> Result<Found> {
-    let Some(program) = installed() else {
-        return Ok(Found::Missing("run .ci/install-envoy".to_owned()));
-    };
-    let part = |config: String, admin| Part {
-        program: program.clone(),
-        arguments: &[
-            "--disable-hot-restart",
-            "--concurrency",
-            "1",
-            "--log-level",
-            "warn",
-            "--drain-strategy",
-            "immediate",
-            "--config-path",
-        ],
-        config,
-        readiness: Some((admin, "/ready")),
-    };
+    let Some(program) = envoy::installed() else { return Ok(Found::Missing(envoy::INSTALL.to_owned())) };
     let recipe = Recipe {
-        parts: vec![part(envoy::far(), envoy::FAR_ADMIN), part(envoy::near(), envoy::NEAR_ADMIN)],
+        parts: vec![
+            envoy::part(&program, envoy::far(), envoy::FAR_ADMIN),
+            envoy::part(&program, envoy::near(), envoy::NEAR_ADMIN),
+        ],
         version: version(&program, "--version")?,
         capture: None,
         files: Vec::new(),
@@ -125,10 +105,4 @@ pub(super) fn envoys(adit: &Path) -> Result<Found> {
         half_close: HalfClose::ClientOnly,
     };
     Ok(Found::Proxy { recipe, target: ENTRANCE })
-}
-
-/// Where `.ci/install-envoy` puts it.
-fn installed() -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/envoy");
-    fs::canonicalize(path).ok()
 }
