@@ -1,6 +1,6 @@
 //! `cargo bench --bench peers`: adit beside its peers, the same shapes of load through each in turn.
 //!
-//! Comes in: the command line (`-- --help`). Goes out: one table on stdout, progress on stderr, a JSON file when asked. What is measured and how to read it
+//! Comes in: the command line (`-- --help`). Goes out: one table on stdout, progress on stderr, a JSON file and a chart when asked. What is measured and how to read it
 //! is in `docs/performance.md`.
 //!
 //! How it is built: the parent (`rounds`) runs one *cell* per peer and round. A cell is this program again, in fresh network, PID and mount namespaces, so no
@@ -16,6 +16,7 @@
 mod peers {
     pub(super) mod account;
     pub(super) mod cell;
+    pub(super) mod chart;
     pub(super) mod cores;
     pub(super) mod load;
     pub(super) mod namespace;

@@ -32,6 +32,12 @@ pub(crate) struct Options {
     /// Write every sample and the medians to FILE
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Draw CPU time per unit, against adit's, to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Measure nothing: print, and draw, the run that an earlier --json wrote to FILE
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rounds", "seconds", "only", "peers", "json", "quick"])]
+    pub(crate) from: Option<PathBuf>,
     /// Measure this adit binary instead of the one cargo just built
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_adit"))]
     adit: PathBuf,

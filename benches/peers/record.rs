@@ -1,9 +1,9 @@
-//! Everything that was measured, and its medians; also the JSON file.
+//! Everything that was measured, and its medians; also the JSON file, written and read again.
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::cores::Cores;
@@ -98,6 +98,24 @@ impl Record {
             shapes: settled.shapes.clone(),
             debug: cfg!(debug_assertions),
         }
+    }
+
+    /// What an earlier run wrote.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Stamp {
+            schema: u32,
+        }
+        let stamp: Stamp = serde_json::from_str(text).context("expected what --json writes")?;
+        if stamp.schema != SCHEMA {
+            bail!("schema is {}, expected {SCHEMA}: another version of this bench wrote it", stamp.schema);
+        }
+        serde_json::from_str(text).context("expected what --json writes")
     }
 
     /// Writes every sample and the medians.

@@ -13,16 +13,19 @@ use super::options::Options;
 use super::recipe::{self, Found};
 use super::record::{Peer, Record, Sample};
 use super::shape::Shape;
-use super::{namespace, table};
+use super::{chart, namespace, table};
 
-/// Runs everything. False when a peer failed.
+/// Runs everything, or reads it from a file. False when a peer failed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let record = measure(options)?;
+    let record = if let Some(path) = &options.from { Record::read(path)? } else { measure(options)? };
     write!(io::stdout().lock(), "{}", table::draw(&record)).context("cannot print the table")?;
     if let Some(path) = &options.json {
         record.write(path)?;
     }
-    Ok(record.failures.is_empty())
+    if let Some(path) = &options.svg {
+        std::fs::write(path, chart::draw(&record)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(options.from.is_some() || record.failures.is_empty())
 }
 
 fn measure(options: &Options) -> Result<Record> {
