@@ -230,6 +230,21 @@ fn filters_choose_whole_parts_of_names() {
 }
 
 #[test]
+fn an_epoll_is_counted_once_and_only_if_it_is_full() {
+    let epoll = |worker: u32, sockets: u32| {
+        let line = |socket| format!("tfd: {:8} events: 8000201d data: {worker:8x}  pos:0 ino:1 sdev:8\n", socket + 10);
+        (0..sockets).map(line).fold("pos:\t0\nflags:\t02\n".to_owned(), |text, line| text + &line)
+    };
+    let socket = "pos:\t0\nflags:\t02\n".to_owned();
+    // The control thread has a few; the first worker has its epoll twice.
+    let descriptors = [epoll(1, 40), socket.clone(), epoll(2, 60), epoll(3, 5), epoll(1, 40)];
+    let mut held = peers::account::held(&descriptors);
+    held.sort_unstable();
+    assert_eq!(held, [40, 60]);
+    assert_eq!(peers::account::held(&[socket]), [0; 0]);
+}
+
+#[test]
 fn percentiles_and_medians() {
     let mut samples: Vec<u32> = (1..=1000).rev().collect();
     assert_eq!(peers::stats::percentiles(&mut samples, [500, 990, 999]), [500, 990, 999]);

@@ -158,6 +158,7 @@ fn a_file_that_is_no_run_is_refused() {
 #[test]
 fn the_chart_has_a_bar_for_each_peer_and_nothing_from_elsewhere() {
     let svg = chart::draw(&run());
+    assert!(svg.contains("Something else ran"), "{svg}");
     // idle: 2 peers; short: 2 peers and the pair; a square in the legend for each peer; the background.
     assert_eq!(svg.matches("<rect").count(), 2 + 2 + 1 + 3 + 1, "{svg}");
     // nginx against adit: 10 of 5 KiB, 2.0 of 2.5 µs.

@@ -121,24 +121,28 @@ pub(crate) fn resident() -> Result<u64> {
 /// The sockets that each worker of the peer waits for: by process, then by worker.
 ///
 /// A worker is whoever has an epoll of its own, and the kernel says what is in it: `/proc/PID/fdinfo/FD` has a line `tfd` for each. This asks nothing of the peer.
-/// An epoll may have several descriptors; they read the same, down to the worker's own tokens. Those with less than a tenth of the
-/// busiest one's sockets are no workers.
 pub(crate) fn sockets() -> Result<Vec<Vec<u64>>> {
     let mut all = Vec::new();
     for process in peer_processes()? {
         let folder = format!("/proc/{process}/fdinfo");
-        let mut epolls = BTreeSet::new();
+        let mut texts = Vec::new();
         for descriptor in numbered(&folder)? {
-            let text = read_if_there(&format!("{folder}/{descriptor}"))?.unwrap_or_default();
-            let mut entries: Vec<&str> = text.lines().filter(|line| line.starts_with("tfd:")).collect();
-            entries.sort_unstable();
-            epolls.insert(entries.join("\n"));
+            texts.extend(read_if_there(&format!("{folder}/{descriptor}"))?);
         }
-        let held: Vec<u64> = epolls.iter().map(|entries| entries.lines().count() as u64).collect();
-        let most = held.iter().copied().max().unwrap_or(0);
-        all.push(held.into_iter().filter(|sockets| *sockets > 0 && sockets * 10 >= most).collect());
+        all.push(held(&texts));
     }
     Ok(all)
+}
+
+/// What is in each of a process's epolls, of what its descriptors say.
+///
+/// An epoll may have several descriptors; they read the same, down to the worker's own tokens. Those with less than a tenth of the fullest one's sockets are no workers.
+pub(crate) fn held(descriptors: &[String]) -> Vec<u64> {
+    let entries = |text: &String| text.lines().filter(|line| line.starts_with("tfd:")).map(str::to_owned).collect();
+    let epolls: BTreeSet<BTreeSet<String>> = descriptors.iter().map(entries).collect();
+    let most = epolls.iter().map(BTreeSet::len).max().unwrap_or(0);
+    let full = epolls.iter().map(BTreeSet::len).filter(|sockets| *sockets > 0 && sockets * 10 >= most);
+    full.map(|sockets| sockets as u64).collect()
 }
 
 /// Every process of this PID namespace but ourselves.

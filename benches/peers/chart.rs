@@ -68,9 +68,14 @@ pub(crate) fn draw(record: &Record) -> String {
         top += panel.height();
     }
     let machine = &record.machine;
+    let noisy = record.medians.iter().any(Median::is_noisy);
     let note = format!(
-        "Medians of {} rounds of {} s, proxy on one core. {}, Linux {}.",
-        record.rounds, record.seconds, machine.cpu, machine.kernel
+        "Medians of {} rounds of {} s, proxy on one core. {}, Linux {}.{}",
+        record.rounds,
+        record.seconds,
+        machine.cpu,
+        machine.kernel,
+        if noisy { " Something else ran on the machine meanwhile." } else { "" }
     );
     text(&mut svg, "s", "start", (12.0, top + 14.0), &note);
     svg + "</svg>\n"

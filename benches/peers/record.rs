@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::cores::Cores;
 use super::load::{Measured, Memory};
 use super::options::Settled;
+use super::recipe::{self, tunnel};
 use super::shape::{Shape, Units};
 use super::stats;
+
+/// Who waited for the core for more than this part of the time was not alone on the machine.
+pub(crate) const NOISE: f64 = 0.05;
 
 /// Grows when a field changes its meaning.
 const SCHEMA: u32 = 2;
@@ -150,6 +154,12 @@ impl Record {
 }
 
 impl Median {
+    /// Whether something else had the cores. Threads that share one wait for each other, and that is not noise.
+    pub(crate) fn is_noisy(&self) -> bool {
+        let single = recipe::workers(&self.peer) == 1 && !tunnel::is_one(&self.peer);
+        single && self.proxy_waited > NOISE || self.load_waited > NOISE
+    }
+
     fn of(peer: &str, shape: Shape, samples: &[&Measured]) -> Self {
         let over = |figure: &dyn Fn(&Measured) -> Option<f64>| {
             stats::median(samples.iter().filter_map(|sample| figure(sample)).collect())

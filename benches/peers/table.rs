@@ -11,11 +11,8 @@ use std::fmt::Write;
 
 use super::load::Measured;
 use super::recipe::{family, tunnel, workers};
-use super::record::{Median, Record, cost, rate};
+use super::record::{Median, NOISE, Record, cost, rate};
 use super::shape::Shape;
-
-/// More waiting for the core than this and a row is marked.
-const NOISE: f64 = 0.05;
 
 /// One sample in a few words.
 pub(crate) fn brief(shape: Shape, sample: &Measured) -> String {
@@ -81,7 +78,7 @@ fn legend(record: &Record) -> String {
         "\nMedians of {} rounds of {} s. {}, Linux {}; proxy on core {}, load and server on core {}.",
         record.rounds, record.seconds, machine.cpu, machine.kernel, machine.cores.proxy, machine.cores.load
     );
-    text.push_str("Ratios: rate over the best other proxy's (more is better); p99 and cost over the best other's, and cost over each peer's (less is better).\n");
+    text.push_str("Ratios: rate over the best other proxy's (more is better); p99 and cost over the best other's, and cost over each peer's (less is better); after/before: resident memory; /one: against the same peer with one worker.\n");
     text.push_str("Cost is the proxy's CPU time per unit; for idle connections its resident memory each. Spread is (highest - lowest) / median of the cost.\n");
     let _ = writeln!(
         text,
@@ -137,12 +134,9 @@ fn row(record: &Record, shape: Shape, median: &Median, proxies: &[&str]) -> Vec<
         let best = others.iter().filter_map(|other| figure(other)).reduce(better);
         ratio(figure(median).filter(|_| proxy), best)
     };
-    // Threads that share a core wait for each other, and that is not noise.
-    let single = workers(&median.peer) == 1 && !tunnel::is_one(&median.peer);
-    let noisy = single && median.proxy_waited > NOISE || median.load_waited > NOISE;
     let mut cells = vec![
         median.shape.clone(),
-        format!("{}{}", median.peer, if noisy { " ~" } else { "" }),
+        format!("{}{}", median.peer, if median.is_noisy() { " ~" } else { "" }),
         figure(median.rate, &median.rate_unit),
         figure(median.p50_us, ""),
         figure(median.p99_us, ""),
