@@ -35,8 +35,9 @@ fn drawing(
     as_it_should: fn(&Workload, &Workload) -> bool,
 ) -> Result<Operation> {
     let candidates = candidates(endpoints)?;
-    let source = candidates.members().first().map(|first| Arc::clone(&first.workload)).context("an endpoint")?;
-    let workloads = candidates.members().iter().map(|endpoint| &endpoint.workload);
+    let source =
+        candidates.members().first().map(|first| Arc::clone(&first.endpoint.workload)).context("an endpoint")?;
+    let workloads = candidates.members().iter().map(|member| &member.endpoint.workload);
     workloads.filter(|workload| workload.locality == source.locality).for_each(|workload| at_source(workload));
     let mut random = fastrand::Rng::with_seed(7);
     Ok(Box::new(move |_| {
