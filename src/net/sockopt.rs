@@ -1,4 +1,5 @@
-//! The few socket options and queries that neither socket2 nor rustix wraps. This is the only module with `unsafe`.
+//! The few socket options and queries that neither socket2 nor rustix wraps. With `proxy::worker::memory` the only
+//! module with `unsafe`.
 //!
 //! Every function takes a borrowed descriptor, so it is open for the length of the call, and passes the kernel a
 //! pointer and length of a local variable.

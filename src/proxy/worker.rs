@@ -5,6 +5,7 @@
 //! lock. It hears the phases of the process, obeys commands from the control thread, and sweeps its connections.
 
 mod endpoints;
+mod memory;
 mod run;
 
 use std::cell::{Cell, Ref, RefCell};

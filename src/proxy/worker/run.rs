@@ -16,6 +16,7 @@ use crate::mesh::Protocol;
 use crate::proxy::registry::{Direction, Entry, State};
 use crate::proxy::review::review;
 use crate::proxy::sweep::{IDLE_TICK, TICK, sweep};
+use crate::proxy::worker::memory::{Ebb, give_back};
 use crate::proxy::worker::{Accepted, Command, Shared, Worker};
 use crate::proxy::{accept, carry, tunnelled};
 use crate::telemetry::workers::WorkerCounters;
@@ -91,7 +92,7 @@ async fn main_loop(
     let mut credentials = worker.shared.tls.clone();
     let mut settings = worker.shared.settings.clone();
     let mut snapshot = worker.shared.snapshot.clone();
-    let mut next_rotation = Instant::now() + ROTATE_EVERY;
+    let mut chores = Chores { next_rotation: Instant::now() + ROTATE_EVERY, ebb: Ebb::default() };
     let mut phase = worker.shared.lifecycle.phase();
     let mut heard = false;
     let mut last_turn = tokio::time::Instant::now();
@@ -117,7 +118,7 @@ async fn main_loop(
             // Counted from the last one: whatever else wakes the worker, however often, must not put it off.
             () = sleep_until(last_turn + tick) => {
                 last_turn = tokio::time::Instant::now();
-                turn(worker, &mut next_rotation);
+                turn(worker, &mut chores);
                 if phase >= Phase::Forced {
                     cut(worker, phase);
                 }
@@ -183,6 +184,12 @@ fn follow_workloads(worker: &Worker) {
             has_door && (it.ips.contains(&ip) || !it.hostname.is_empty())
         })
     });
+}
+
+/// What is remembered from turn to turn.
+struct Chores {
+    next_rotation: Instant,
+    ebb: Ebb,
 }
 
 /// A task that ends with whoever started it.
@@ -251,7 +258,7 @@ fn execute(worker: &Rc<Worker>, command: Command) {
 }
 
 /// One turn of the sweep.
-fn turn(worker: &Worker, next_rotation: &mut Instant) {
+fn turn(worker: &Worker, chores: &mut Chores) {
     let now = Instant::now();
     let mut orphans = 0;
     worker.registry.for_each(|entry| {
@@ -266,8 +273,11 @@ fn turn(worker: &Worker, next_rotation: &mut Instant) {
     worker.registry.shrink();
     worker.pool.shrink();
     worker.tunnels.publish();
-    if now >= *next_rotation {
-        *next_rotation = now + ROTATE_EVERY;
+    if chores.ebb.sees(worker.registry.len(), now) {
+        drop(tokio::task::spawn_blocking(give_back));
+    }
+    if now >= chores.next_rotation {
+        chores.next_rotation = now + ROTATE_EVERY;
         worker.traffic.borrow_mut().rotate();
     }
     for door in Door::ALL {
