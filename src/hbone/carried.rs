@@ -58,6 +58,7 @@ impl Carried {
             Err(error) => return Poll::Ready(Err(self.failed(error))),
         };
         let mut buffer = buffers::lend();
+        let capacity = capacity.min(buffer.len());
         let mut filled = 0;
         for slice in slices {
             let room = buffer.get_mut(filled..capacity).unwrap_or_default();

@@ -25,10 +25,12 @@ use crate::telemetry::TunnelEnd;
 
 use outbox::Outbox;
 
-/// The most that is sent at one go; one frame, if the peer takes those.
-pub(super) const CHUNK_BYTES: usize = 64 * 1024;
+/// What is sent at one go; one frame, if the peer takes those. Large frames cost less: a stream that is alone in its
+/// tunnel sends the most, several send less each, so that a round of them all is about as long.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+pub const MOST_CHUNK_BYTES: usize = 256 * 1024;
 /// What the library may keep queued for one stream: no more than a stream hands to it.
-pub(super) const SEND_BUFFER: usize = outbox::QUEUED;
+pub(super) const SEND_BUFFER: usize = MOST_CHUNK_BYTES;
 /// Less capacity than this is not worth a frame while others are still queued.
 const WORTH_A_FRAME: usize = 16 * 1024;
 
@@ -120,7 +122,7 @@ impl Stream {
         self.held
     }
 
-    /// How many bytes may be sent now, at most `CHUNK_BYTES`. Reserves them, so call it only with bytes at hand.
+    /// How many bytes may be sent now, at most [`Stream::chunk`]. Reserves them, so call it only with bytes at hand.
     ///
     /// # Errors
     /// When the sending half is closed.
@@ -129,12 +131,13 @@ impl Stream {
             self.outbox.listen(cx);
             return Poll::Pending;
         }
-        self.send.reserve_capacity(CHUNK_BYTES);
+        let chunk = self.chunk();
+        self.send.reserve_capacity(chunk);
         self.reserved = true;
         loop {
             let capacity = self.send.capacity();
             if capacity >= WORTH_A_FRAME || (capacity > 0 && self.outbox.bytes() == 0) {
-                return Poll::Ready(Ok(capacity.min(CHUNK_BYTES)));
+                return Poll::Ready(Ok(capacity.min(chunk)));
             }
             match self.send.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
@@ -145,6 +148,12 @@ impl Stream {
                 }
             }
         }
+    }
+
+    /// The most that is sent at one go now: between [`CHUNK_BYTES`] and [`MOST_CHUNK_BYTES`].
+    fn chunk(&self) -> usize {
+        let streams = usize::try_from(self.lease.streams()).unwrap_or(usize::MAX);
+        (MOST_CHUNK_BYTES / streams.max(1)).max(CHUNK_BYTES)
     }
 
     /// Gives unused capacity back to the other streams of the tunnel.

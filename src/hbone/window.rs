@@ -24,8 +24,9 @@ const SMALLEST_STREAM: u32 = 16 * 1024;
 const SHARE: usize = 8;
 
 /// The largest DATA frame that is accepted. A frame is received whole before any of it goes on, outside of all windows,
-/// and other streams wait behind it: not more than one of our own reads. (The least that HTTP/2 allows is 16 KiB.)
-pub const FRAME_BYTES: u32 = 64 * 1024;
+/// and other streams wait behind it: not more than the largest of our own reads, which only a stream that is alone in its
+/// tunnel sends as one. (The least that HTTP/2 allows is 16 KiB.)
+pub const FRAME_BYTES: u32 = 256 * 1024;
 
 /// The largest header list, as ztunnel limits it.
 const REQUEST_HEADERS: u32 = 64 * 1024;

@@ -13,7 +13,7 @@ use crate::net::buffers;
 use crate::net::descriptors::{Budget, Lent};
 
 /// What a pipe is asked to hold; less is accepted down to [`SMALLEST_PIPE`].
-const PIPE_BYTES: usize = 512 * 1024;
+const PIPE_BYTES: usize = 1024 * 1024;
 /// Below this (the user's `fs.pipe-user-pages-soft` is used up) copying is cheaper.
 const SMALLEST_PIPE: usize = 64 * 1024;
 const IDLE_PIPES: usize = 32;

@@ -12,7 +12,7 @@ use tokio::io::ReadBuf;
 
 use crate::hbone::io::error::{Alert, Breach, TlsError};
 use crate::hbone::io::records::{HEADER, Keys, MAX_RECORD};
-use crate::net::buffers::{Buffer, lend};
+use crate::net::buffers::{Buffer, LARGE_BYTES, lend, lend_large};
 
 /// Records without data in a row. A peer that sends more wastes our time.
 const FRUITLESS: u8 = 32;
@@ -41,6 +41,8 @@ pub(super) struct Inbound {
     /// Only the side that connected may be sent tickets.
     takes_tickets: bool,
     buffer: Option<Buffer>,
+    /// The last read filled all the room there was.
+    bulk: bool,
     /// The beginning of a record, while nothing more comes.
     pub(super) parked: Vec<u8>,
     /// Opened and not yet read.
@@ -55,7 +57,16 @@ pub(super) struct Inbound {
 impl Inbound {
     /// `parked`: what came together with the end of the handshake.
     pub(super) const fn new(takes_tickets: bool, parked: Vec<u8>) -> Self {
-        Self { takes_tickets, buffer: None, parked, plain: 0..0, sealed: 0..0, message: Vec::new(), fruitless: 0 }
+        Self {
+            takes_tickets,
+            buffer: None,
+            bulk: false,
+            parked,
+            plain: 0..0,
+            sealed: 0..0,
+            message: Vec::new(),
+            fruitless: 0,
+        }
     }
 
     /// Moves plaintext to its reader.
@@ -149,14 +160,19 @@ impl Inbound {
     /// Where the socket is to put what comes next: room for a record at least. Everything opened must have been read.
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.unpark();
-        let buffer = self.buffer.get_or_insert_with(lend);
-        buffer.copy_within(self.sealed.clone(), 0);
-        self.sealed = 0..self.sealed.len();
+        let small = self.buffer.take_if(|buffer| self.bulk && buffer.len() < LARGE_BYTES);
+        let buffer = self.buffer.get_or_insert_with(if self.bulk { lend_large } else { lend });
+        match small {
+            Some(small) => buffer[..self.sealed.len()].copy_from_slice(&small[self.sealed.clone()]),
+            None => buffer.copy_within(self.sealed.clone(), 0),
+        }
+        (self.plain, self.sealed) = (0..0, 0..self.sealed.len());
         &mut buffer[self.sealed.end..]
     }
 
-    pub(super) const fn filled(&mut self, len: usize) {
+    pub(super) fn filled(&mut self, len: usize) {
         self.sealed.end += len;
+        self.bulk = self.buffer.as_ref().is_some_and(|buffer| self.sealed.end == buffer.len());
     }
 
     fn unpark(&mut self) {
@@ -178,6 +194,7 @@ impl Inbound {
     pub(super) fn settle(&mut self) {
         if self.plain.is_empty() && self.sealed.is_empty() {
             self.buffer = None;
+            (self.plain, self.sealed) = (0..0, 0..0);
         }
     }
 
@@ -185,7 +202,7 @@ impl Inbound {
     pub(super) fn park(&mut self) {
         if let Some(buffer) = self.buffer.take() {
             self.parked = buffer[self.sealed.clone()].to_vec();
-            self.sealed = 0..0;
+            (self.plain, self.sealed) = (0..0, 0..0);
         }
     }
 }

@@ -20,8 +20,9 @@ use crate::net::buffers::{self, Buffer};
 use crate::proxy::pool::{Pipe, Pool};
 use crate::proxy::registry::{Direction, Entry};
 
-/// Reads in one poll before other connections of the worker get their turn.
-const ROUNDS_PER_POLL: usize = 16;
+/// Bytes moved in one poll before other connections of the worker get their turn. Also what makes bulk cheap with several
+/// of them: a socket that is left alone meanwhile is full when its turn comes again.
+const BYTES_PER_POLL: usize = 1024 * 1024;
 /// Full reads in a row that make a bulk transfer.
 const FULL_READS: u8 = 2;
 /// Small fills in a row that end one.
@@ -112,13 +113,18 @@ impl<'a> Half<'a> {
 
     /// Moves what can be moved. Ready when the half has ended or one of the sockets has failed.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, entry: &Entry, pool: &Rc<Pool>) -> Poll<Result<(), HalfError>> {
-        for _ in 0..ROUNDS_PER_POLL {
+        let mut read = 0;
+        loop {
             if let Err(error) = ready!(self.poll_write(cx, entry)) {
                 return Poll::Ready(Err(HalfError::Write(error)));
             }
+            if read >= BYTES_PER_POLL {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match self.read(pool) {
                 Ok(0) => return Poll::Ready(self.eof()),
-                Ok(_) => {}
+                Ok(count) => read += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Given back before waiting.
                     self.held = Held::Nothing;
@@ -130,8 +136,6 @@ impl<'a> Half<'a> {
                 Err(error) => return Poll::Ready(Err(HalfError::Read(error))),
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     fn eof(&mut self) -> Result<(), HalfError> {

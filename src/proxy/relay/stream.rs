@@ -31,6 +31,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::hbone::stream::{CHUNK_BYTES, MOST_CHUNK_BYTES};
 use crate::hbone::{Stream, StreamError};
 use crate::net::buffers;
 use crate::net::listen::set_keepalive;
@@ -63,7 +64,7 @@ pub async fn relay_stream(
         entry,
         options,
         incoming: Incoming { direction: from_stream, inbox: Inbox::default(), end: InEnd::Open },
-        outgoing: Outgoing { direction: from_stream.opposite(), end: OutEnd::Open },
+        outgoing: Outgoing { direction: from_stream.opposite(), end: OutEnd::Open, bulk: false },
         watch: None,
         lifted: false,
     };
@@ -111,6 +112,8 @@ enum InEnd {
 struct Outgoing {
     direction: Direction,
     end: OutEnd,
+    /// The last read brought at least an ordinary chunk.
+    bulk: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,11 +288,16 @@ impl Relaying<'_> {
             return Poll::Pending;
         };
         let capacity = capacity.map_err(Failure::Stream)?;
-        let mut buffer = buffers::lend();
-        let room = capacity.min(buffer.len());
-        match receive(self.socket, buffer.get_mut(..room).unwrap_or_default()) {
+        let (mut buffer, most) = match self.outgoing.bulk {
+            true => (buffers::lend_large(), MOST_CHUNK_BYTES),
+            false => (buffers::lend(), CHUNK_BYTES),
+        };
+        match receive(self.socket, buffer.get_mut(..capacity.min(most)).unwrap_or_default()) {
             Ok(0) => Poll::Ready(self.eof()),
-            Ok(count) => Poll::Ready(self.stream.send(buffer, count).map_err(Failure::Stream)),
+            Ok(count) => {
+                self.outgoing.bulk = count >= CHUNK_BYTES;
+                Poll::Ready(self.stream.send(buffer, count).map_err(Failure::Stream))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Ready(Ok(())),
             Err(error) => Poll::Ready(Err(Failure::Socket(error))),
         }
