@@ -123,26 +123,26 @@ fn measure(workloads: usize) -> Result<Measured> {
 async fn load_and_change(folder: &Path, size: Size, files: usize) -> Result<Measured> {
     let pace = Pace::default();
     let start = Instant::now();
-    let initial = FileSource::load_initial(vec![folder.to_owned()], pace, WatchMode::Events).await;
-    let mut initial = initial.map_err(|problems| anyhow::anyhow!("{problems}"))?;
+    let mut opened = FileSource::open(vec![folder.to_owned()], pace, WatchMode::Events);
+    opened.source.load_first().await.map_err(|problems| anyhow::anyhow!("{problems}"))?;
     let load_us = micros(start.elapsed());
     let (peak_kib, resident_kib) = (status("VmHWM:")?, status("VmRSS:")?);
-    let snapshot = std::sync::Arc::clone(&initial.snapshots.borrow_and_update());
+    let snapshot = std::sync::Arc::clone(&opened.snapshots.borrow_and_update());
     ensure!(snapshot.workload_count() == size.workloads, "not all of it was loaded");
     let decide_ns = decide::nanos(&snapshot, size)?;
     drop(snapshot);
     let (_requests, receiver) = mpsc::channel(1);
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(initial.source.run(receiver, Lifecycle::default()));
+    tasks.spawn(opened.source.run(receiver, Lifecycle::default()));
     let mut times = Vec::new();
     for change in 0..CHANGES {
         let weight = u32::try_from(change).unwrap_or_default() + 50;
         generate::change_one(folder, change * size.workloads / CHANGES, weight).context("a change")?;
         let written = Instant::now();
-        let changed = timeout(Duration::from_secs(30), initial.snapshots.changed());
+        let changed = timeout(Duration::from_secs(30), opened.snapshots.changed());
         changed.await.context("the change is not noticed")?.context("the source has ended")?;
         times.push(written.elapsed().saturating_sub(pace.settle));
-        initial.snapshots.borrow_and_update();
+        opened.snapshots.borrow_and_update();
         // So that the next change is one of its own.
         tokio::time::sleep(pace.settle * 3).await;
     }

@@ -1,8 +1,14 @@
 //! The only wiring: binds everything, makes the channels, starts the four paths, and ends them in order.
 //!
 //! In: the settings and where they came from. Out: an exit code. The control thread (this one) serves admin, metrics,
-//! readiness, files and signals; data workers are threads of their own. A start either succeeds whole or fails with one
-//! error: there is no degraded run.
+//! readiness, files and signals; data workers are threads of their own.
+//!
+//! ```text
+//! signals -> identity's settings -> listeners -> workers, admin, metrics, readiness -> first state -> ready: accepting
+//! ```
+//!
+//! The first state may take seconds to read: probes are answered and signals obeyed meanwhile. A start either succeeds whole
+//! or fails with one error, which may be that the state is not valid: there is no degraded run.
 
 mod asking;
 mod control;
@@ -111,9 +117,7 @@ async fn start(launch: Launch, logger: Logger) -> Result<End> {
     name_missing_capabilities(&settings);
     let plan = identity::plan::plan(&settings).map_err(Invalid)?;
     let doors = Doors::bind(&settings, workers)?;
-    let mesh = FileSource::load_initial(settings.mesh.files.clone(), Pace::default(), WatchMode::Events)
-        .await
-        .map_err(Invalid)?;
+    let mesh = FileSource::open(settings.mesh.files.clone(), Pace::default(), WatchMode::Events);
     let daemon = Daemon::new(Basis {
         settings: &settings,
         machine,

@@ -43,7 +43,7 @@ pub use plan::Plan;
 pub use policy::{Policy, PolicyKey, PolicyView};
 pub use service::{Endpoint, Service, ServiceKey, ServiceState, Visibility};
 pub use snapshot::Snapshot;
-pub use source::{FileSource, Initial};
+pub use source::{FileSource, Opened};
 pub use spec::{ExplicitEndpoint, ServiceSpec};
 pub use status::{MeshStatus, Rejection, ReloadCounts, ReloadOutcome};
 pub use workload::{GatewayAddress, Health, Protocol, Workload};

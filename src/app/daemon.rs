@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::admin::HostRule;
@@ -21,7 +21,7 @@ use crate::app::doors::Doors;
 use crate::app::gauges::with_gauges;
 use crate::app::reload::{ReloadStatus, Reloader};
 use crate::app::signals::Signals;
-use crate::app::{demo, preserve, shutdown};
+use crate::app::{Invalid, demo, preserve, shutdown};
 use crate::config::auto::{self, Machine};
 use crate::config::settings::{AdminAddr, PreserveSource};
 use crate::config::{Settings, Sources};
@@ -31,7 +31,7 @@ use crate::identity::rotation::Terms;
 use crate::identity::tls::system_clock;
 use crate::identity::{Rotation, Rotator};
 use crate::lifecycle::{Lifecycle, Phase, Readiness};
-use crate::mesh::{Initial, MeshStatus};
+use crate::mesh::{MeshStatus, Opened, ReloadOutcome};
 use crate::net::descriptors::{self, Budget};
 use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
@@ -53,6 +53,8 @@ const REQUESTS: usize = 4;
 /// How often gone peers' metrics are looked for.
 const SWEEP_METRICS_EVERY: Duration = Duration::from_secs(30);
 
+/// Why it is not ready before the first look at the mesh files is over.
+const READING: &str = "the mesh files are being read";
 /// How long the workers may take to begin.
 const START_WITHIN: Duration = Duration::from_secs(1);
 /// How long an exit at once may take to reset what is open.
@@ -82,7 +84,7 @@ pub(super) struct Basis<'a> {
     pub(super) settings: &'a Settings,
     pub(super) machine: Machine,
     pub(super) doors: &'a Doors,
-    pub(super) mesh: &'a Initial,
+    pub(super) mesh: &'a Opened,
     pub(super) logger: &'a Logger,
     pub(super) started: Instant,
     pub(super) workers: usize,
@@ -145,22 +147,20 @@ impl Daemon {
     /// Starts everything, waits for the end, ends everything.
     ///
     /// # Errors
-    /// What could not be started.
+    /// What could not be started; [`Invalid`] when that was the state.
     pub(super) async fn serve(
         mut self,
         sources: Sources,
         settings: Settings,
         mut doors: Doors,
-        mesh: Initial,
+        mesh: Opened,
         demo: bool,
         signals: Signals,
     ) -> Result<End> {
         let shared = Arc::clone(&self.shared);
-        shared.readiness.block("mesh", None);
+        shared.readiness.block("mesh", Some(READING.to_owned()));
         let threads = self.start_workers(&mut doors)?;
-        let mesh_status = mesh.status.clone();
-        let (mesh_requests, requests) = mpsc::channel(REQUESTS);
-        tokio::task::spawn_local(mesh.source.run(requests, shared.lifecycle.clone()));
+        let (mesh_requests, asked_of_mesh) = mpsc::channel(REQUESTS);
         let rotation = self.identity.take().map(|(rotator, rotation)| {
             tokio::task::spawn_local(rotator.run(shared.lifecycle.clone()));
             rotation
@@ -180,28 +180,49 @@ impl Daemon {
         tokio::task::spawn_local(reloader.run(requests));
         let (drains, drain_requests) = mpsc::channel(1);
         let controller =
-            Controller::new(Arc::clone(&shared), mesh_status.clone(), reload_status, reloads.clone(), drains, &doors)
+            Controller::new(Arc::clone(&shared), mesh.status.clone(), reload_status, reloads.clone(), drains, &doors)
                 .with_identity(rotation, Arc::clone(&self.metrics));
         self.start_http(&mut doors, &settings, controller);
         if demo {
             demo::start(shared.lifecycle.clone())?;
         }
-        all_turn(&shared).await;
-        // Only now is everything open that is not the data path's: each worker has a runtime, the watchers their queues.
-        shared.budget.set_others(descriptors::open_now());
-        self.start_housekeeping(&settings, mesh_status).await;
         let mut asking = Asking::new(signals, drain_requests, reloads);
-        let mut asked = false;
-        if demo {
-            tokio::select! {
-                () = demo::ready(&shared.lifecycle, &shared.readiness) => demo::greet(&doors, &settings.mesh.files).context("cannot print")?,
-                () = asking.asked() => asked = true,
+        let running = async {
+            self.come_up(&settings, mesh, asked_of_mesh).await?;
+            if demo {
+                demo::ready(&shared.lifecycle, &shared.readiness).await;
+                demo::greet(&doors, &settings.mesh.files).context("cannot print")?;
             }
-        }
-        if !asked {
-            asking.asked().await;
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            // Once it is up, only whoever asks ends it.
+            Err(error) = running => {
+                shared.lifecycle.advance(Phase::Stopped);
+                let _ = timeout(RESET_WITHIN, all_ended(&threads)).await;
+                return Err(error);
+            }
+            () = asking.asked() => {}
         }
         Ok(self.finish(threads, &mut asking).await)
+    }
+
+    /// What takes its time: the workers' first turn, the first state, the first proof of source preservation. Nothing is
+    /// accepted before the end of it. Whoever wants to stop drops it, and does not wait for the thread that reads.
+    async fn come_up(
+        &self,
+        settings: &Settings,
+        mesh: Opened,
+        requests: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>,
+    ) -> Result<()> {
+        let shared = &self.shared;
+        all_turn(shared).await;
+        // Only now is everything open that is not the data path's: each worker has a runtime, the watchers their queues.
+        shared.budget.set_others(descriptors::open_now());
+        mesh.source.load_first().await.map_err(Invalid)?;
+        tokio::task::spawn_local(mesh.source.run(requests, shared.lifecycle.clone()));
+        self.start_housekeeping(settings, mesh.status).await;
+        Ok(())
     }
 
     fn start_workers(&mut self, doors: &mut Doors) -> Result<Vec<JoinHandle<()>>> {

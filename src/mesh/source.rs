@@ -27,11 +27,11 @@ use crate::mesh::Snapshot;
 use crate::mesh::load::{Loaded, Loader};
 use crate::mesh::status::{MeshStatus, Rejection, ReloadOutcome};
 
-/// A started source: run it, and read from its channels.
+/// A source and what it publishes: load it for the first time, run it, and read from its channels.
 #[derive(Debug)]
-pub struct Initial {
+pub struct Opened {
     pub source: FileSource,
-    /// The empty snapshot, generation 0, while files are waited for.
+    /// The empty snapshot, generation 0, until there is a state.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     pub status: watch::Receiver<Arc<MeshStatus>>,
 }
@@ -69,9 +69,9 @@ enum Asked {
 }
 
 impl FileSource {
-    /// Reads the files for the first time. `Err`: what they say is wrong. Files that are not there are waited for, see
-    /// [`MeshStatus::waiting_for`]. No files at all is an empty state.
-    pub async fn load_initial(sources: Vec<PathBuf>, pace: Pace, mode: WatchMode) -> Result<Initial, Problems> {
+    /// Reads nothing yet, so that others can be shown the channels first.
+    #[must_use]
+    pub fn open(sources: Vec<PathBuf>, pace: Pace, mode: WatchMode) -> Opened {
         let (files, wakeups) = files::watch(sources, Bounds::default(), pace, mode);
         let status = MeshStatus { sources: files.sources().to_vec(), ..MeshStatus::default() };
         let (snapshots, snapshot_reader) = watch::channel(Arc::default());
@@ -79,9 +79,16 @@ impl FileSource {
         let loader = Loader::new(Bounds::default());
         let worker = Worker { files, loader, snapshots, status, decided: None, candidate: None, retired: Vec::new() };
         let source = Self { wakeups, pace, worker: Arc::new(Mutex::new(worker)) };
-        match source.look(Effort::Full, Asked::Explicitly).await {
+        Opened { source, snapshots: snapshot_reader, status: status_reader }
+    }
+
+    /// Reads the files for the first time. `Err`: what they say is wrong. Files that are not there are waited for, see
+    /// [`MeshStatus::waiting_for`]. No files at all is an empty state. Whoever drops this does not wait for the thread that
+    /// reads; what it still publishes is not half of anything.
+    pub async fn load_first(&self) -> Result<(), Problems> {
+        match self.look(Effort::Full, Asked::Explicitly).await {
             ReloadOutcome::Rejected(problems) => Err(Arc::unwrap_or_clone(problems)),
-            _ => Ok(Initial { source, snapshots: snapshot_reader, status: status_reader }),
+            ReloadOutcome::Applied { .. } | ReloadOutcome::Unchanged { .. } | ReloadOutcome::Waiting(_) => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
-//! A large state that is read while the daemon runs: whoever asks something meanwhile is answered.
+//! A large state that is read while the daemon runs, or as its first: whoever asks something meanwhile is answered.
 
 use std::fs;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,9 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, kill_process};
 
 use crate::generate::{Size, generate};
+use crate::kit::door::talk;
 use crate::kit::isolate::measured;
-use crate::kit::{Door, Host, isolated_within, until};
-use crate::world::{SLACK, World, request};
+use crate::kit::{Adit, Door, Host, LIMIT, isolated_within, until};
+use crate::world::{PLAIN, SLACK, World, captured, expect_reset, let_pass, request};
 
 /// In a debug build this takes seconds to read.
 const LARGE: Size = Size { workloads: 20_000, services: 800, policies: 2_000 };
@@ -47,6 +49,15 @@ impl Meshes {
         fs::rename(&beside, self.link()).expect("the same folder");
     }
 
+    /// A daemon whose first state is the large one, as soon as it answers.
+    fn starting(&self) -> World {
+        self.publish_large();
+        let lab = captured();
+        let adit = Adit::start(&lab.adit, &format!("{PLAIN}{}", self.settings()), "");
+        until(LIMIT, "a probe to be answered", || request(&lab.adit, 15021, "GET", "/healthz/live"));
+        World { lab, adit }
+    }
+
     fn settings(&self) -> String {
         format!("mesh: {{ files: [\"{}\"] }}\n", self.link().display())
     }
@@ -74,6 +85,33 @@ impl Answers {
     }
 }
 
+/// A log filter that was set by hand, which SIGHUP takes back at once.
+struct Filter<'a> {
+    host: &'a Host,
+    before: String,
+}
+
+impl<'a> Filter<'a> {
+    fn set(host: &'a Host) -> Self {
+        let filter = Self { host, before: Self::now(host) };
+        let arguments = ["-sS", "-X", "PUT", "-H", "X-Adit: 1", "--data", "debug", "http://127.0.0.1:15000/logging"];
+        assert_ne!(host.output("curl", &arguments), filter.before);
+        filter
+    }
+
+    fn now(host: &Host) -> String {
+        request(host, 15000, "GET", "/logging").expect("an answer").1
+    }
+
+    /// Returns how long the signal took to be obeyed.
+    fn hang_up(&self, world: &World) -> Duration {
+        let asked = Instant::now();
+        kill_process(world.pid(), Signal::HUP).expect("a running daemon");
+        until(WORST, "the signal to be obeyed", || (Self::now(self.host) == self.before).then_some(()));
+        asked.elapsed()
+    }
+}
+
 fn applied(world: &World) -> usize {
     world.adit.log().iter().filter(|line| line.contains("mesh state applied")).count()
 }
@@ -87,10 +125,7 @@ fn probes_and_signals_do_not_wait_for_a_large_state() {
         let world = World::new(&meshes.settings());
         let server = Door::open(&world.lab.server, PORT);
         let host = &world.lab.adit;
-        let filter = || request(host, 15000, "GET", "/logging").expect("an answer").1;
-        let before = filter();
-        let arguments = ["-sS", "-X", "PUT", "-H", "X-Adit: 1", "--data", "debug", "http://127.0.0.1:15000/logging"];
-        assert_ne!(host.output("curl", &arguments), before);
+        let filter = Filter::set(host);
 
         meshes.publish_large();
         let start = Instant::now();
@@ -105,10 +140,7 @@ fn probes_and_signals_do_not_wait_for_a_large_state() {
             carried.0.push(dialled.elapsed());
             // Once it is under way: what only a signal does is to take back the filter that was set by hand.
             if hung_up.is_none() && start.elapsed() > Duration::from_millis(800) {
-                let asked = Instant::now();
-                kill_process(world.pid(), Signal::HUP).expect("a running daemon");
-                until(WORST, "the signal to be obeyed", || (filter() == before).then_some(()));
-                hung_up = Some((asked.elapsed(), applied(&world)));
+                hung_up = Some((filter.hang_up(&world), applied(&world)));
             }
         }
         let (took, states) = hung_up.expect("the load takes longer than that");
@@ -135,7 +167,7 @@ fn the_end_does_not_wait_for_a_large_state() {
         let mut world = World::new(&meshes.settings());
         meshes.publish_large();
         // Until its files are being parsed.
-        crate::world::let_pass(Duration::from_millis(1500));
+        let_pass(Duration::from_millis(1500));
         assert_eq!(applied(&world), 1, "it is read already: too small for this test");
         let start = Instant::now();
         kill_process(world.pid(), Signal::TERM).expect("a running daemon");
@@ -143,5 +175,103 @@ fn the_end_does_not_wait_for_a_large_state() {
         assert!(status.success(), "{status}");
         let took = start.elapsed();
         assert_eq!(applied(&world), 1, "it was read to its end first, {took:?}");
+    });
+}
+
+/// The same while the daemon has no state yet: it lives, says why it is not ready, and carries nothing. What has connected
+/// meanwhile is carried once there is a state to judge it by.
+#[test]
+fn probes_and_signals_do_not_wait_for_the_first_state() {
+    isolated_within(LOAD_WITHIN * 2, || {
+        let meshes = Meshes::new();
+        let world = meshes.starting();
+        let server = Door::open(&world.lab.server, PORT);
+        let host = &world.lab.adit;
+        let filter = Filter::set(host);
+        let mut client = world.dial_out(PORT).expect("the kernel completes it");
+        let start = Instant::now();
+        let (mut probed, mut scraped, mut asked) = (Answers::default(), Answers::default(), Answers::default());
+        let mut hung_up = None;
+        loop {
+            assert!(start.elapsed() < LOAD_WITHIN, "the first state is never in force");
+            assert_eq!(probed.ask(host, 15021, "/healthz/live").0, 200);
+            let (status, body) = probed.ask(host, 15021, "/healthz/ready");
+            if status == 200 {
+                break;
+            }
+            assert_eq!(status, 503, "{body}");
+            assert!(body.contains("\"mesh\"") && body.contains("the mesh files are being read"), "{body}");
+            let (status, metrics) = scraped.ask(host, 15020, "/metrics");
+            assert!(status == 200 && metrics.contains("adit_workers"), "{status}: {metrics}");
+            assert_eq!(asked.ask(host, 15000, "/").0, 200);
+            assert_eq!(asked.ask(host, 15000, "/status").0, 200);
+            // Once the files are being parsed.
+            if hung_up.is_none() && start.elapsed() > Duration::from_millis(800) {
+                hung_up = Some((filter.hang_up(&world), applied(&world)));
+                client.set_read_timeout(Some(Duration::from_millis(10))).expect("SO_RCVTIMEO");
+                assert_eq!(client.read(&mut [0]).expect_err("silence").kind(), ErrorKind::WouldBlock);
+                assert!(server.is_quiet() && applied(&world) == 0, "a connection was carried without a state");
+            }
+        }
+        let (took, states) = hung_up.expect("the load takes longer than that");
+        assert_eq!(states, 0, "the signal was obeyed only when the state was there, after {took:?}");
+        probed.check("probes while the first state is read");
+        scraped.check("scrapes while the first state is read");
+        asked.check("the admin page while the first state is read");
+        measured(&format!("SIGHUP while the first state is read: obeyed after {took:?}"));
+        let applied = world.adit.wait_log("generation=1");
+        assert!(applied.contains(&format!("workloads={}", LARGE.workloads)), "{applied}");
+        talk(&mut client, &mut server.accept().stream);
+        // The signal has asked for the mesh, too, and finds it as it was.
+        until(LOAD_WITHIN, "the reload that was asked for", || {
+            world.metrics().contains("adit_reloads_total{what=\"mesh\",result=\"applied\"} 1").then_some(())
+        });
+        drop((client, server));
+        world.adit.stop_within(LOAD_WITHIN);
+    });
+}
+
+/// Nor does whoever stops it wait for its first state; and what has connected is not carried without one.
+#[test]
+fn the_end_does_not_wait_for_the_first_state() {
+    isolated_within(LOAD_WITHIN * 2, || {
+        let meshes = Meshes::new();
+        for signal in [Signal::TERM, Signal::INT] {
+            let mut world = meshes.starting();
+            let server = Door::open(&world.lab.server, PORT);
+            let mut client = world.dial_out(PORT).expect("the kernel completes it");
+            // Until its files are being parsed.
+            let_pass(Duration::from_millis(800));
+            assert_eq!(applied(&world), 0, "it is read already: too small for this test");
+            let start = Instant::now();
+            kill_process(world.pid(), signal).expect("a running daemon");
+            let status = world.adit.wait(Duration::from_secs(1) + SLACK);
+            let took = start.elapsed();
+            assert!(status.success(), "{status}");
+            assert_eq!(applied(&world), 0, "it was read to its end first, {took:?}");
+            measured(&format!("{signal:?} while the first state is read: ended after {took:?}"));
+            expect_reset(&mut client, LIMIT);
+            assert!(server.is_quiet(), "a connection was carried without a state");
+        }
+    });
+}
+
+/// It has answered probes for seconds, and ends all the same as one that is small and wrong.
+#[test]
+fn a_first_state_that_is_large_and_wrong_ends_the_daemon() {
+    isolated_within(LOAD_WITHIN * 2, || {
+        let meshes = Meshes::new();
+        let wrong = meshes.0.path().join("large").join("zz-wrong.yaml");
+        fs::write(&wrong, "workloads:\n- uid: a\n  workloadIps: [10.0.0.300]\n").expect("a writable folder");
+        let mut world = meshes.starting();
+        let mut client = world.dial_out(PORT).expect("the kernel completes it");
+        assert_eq!(world.readiness().0, 503);
+        let status = world.adit.wait(LOAD_WITHIN);
+        let log = world.adit.log().join("\n");
+        assert_eq!(status.code(), Some(78), "{log}");
+        let told = log.lines().any(|line| line.starts_with("error: ") && line.contains("zz-wrong.yaml:3"));
+        assert!(told && log.contains("10.0.0.300"), "{log}");
+        assert!(!log.contains("accepting"), "{log}");
+        expect_reset(&mut client, LIMIT);
     });
 }

@@ -41,12 +41,13 @@ impl Running {
     async fn start(prepare: impl FnOnce(&Path), source: &str, pace: Pace, mode: WatchMode) -> Result<Self, Problems> {
         let dir = tempdir().unwrap();
         prepare(dir.path());
-        let initial = FileSource::load_initial(vec![dir.path().join(source)], pace, mode).await?;
+        let opened = FileSource::open(vec![dir.path().join(source)], pace, mode);
+        opened.source.load_first().await?;
         let (requests, receiver) = mpsc::channel(1);
         let lifecycle = Lifecycle::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(initial.source.run(receiver, lifecycle.clone()));
-        let (snapshots, status) = (initial.snapshots, initial.status);
+        tasks.spawn(opened.source.run(receiver, lifecycle.clone()));
+        let (snapshots, status) = (opened.snapshots, opened.status);
         Ok(Self { dir, snapshots, status, requests, lifecycle, tasks })
     }
 
@@ -269,9 +270,11 @@ async fn check_counts() {
 
 #[tokio::test]
 async fn no_files_at_all_is_an_empty_state() {
-    let initial = FileSource::load_initial(Vec::new(), Pace::default(), WatchMode::Events).await.unwrap();
-    assert!(initial.status.borrow().has_state());
-    assert_eq!(initial.snapshots.borrow().workload_count(), 0);
+    let opened = FileSource::open(Vec::new(), Pace::default(), WatchMode::Events);
+    assert!(!opened.status.borrow().has_state(), "nothing was read yet");
+    opened.source.load_first().await.unwrap();
+    assert!(opened.status.borrow().has_state());
+    assert_eq!(opened.snapshots.borrow().workload_count(), 0);
 }
 
 /// Old snapshots go as soon as nobody reads them, and never in the hands of a reader.
