@@ -122,7 +122,7 @@ impl Stream {
         self.held
     }
 
-    /// How many bytes may be sent now, at most [`Stream::chunk`]. Reserves them, so call it only with bytes at hand.
+    /// How many bytes may be sent now, at most one frame. Reserves them, so call it only with bytes at hand.
     ///
     /// # Errors
     /// When the sending half is closed.

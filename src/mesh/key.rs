@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use equivalent::{Comparable, Equivalent};
@@ -32,25 +32,22 @@ impl Equivalent<NetworkIp> for NetworkIpRef<'_> {
     }
 }
 
-/// A workload as the key of one of its addresses. The map's nodes are a third full: a key as small as this is what makes
-/// a map of all addresses small.
+/// A workload as the key of one of its addresses. The map's nodes are a third full: a key without a network of its own is
+/// what makes a map of all addresses small. With the address in it most others are told apart without looking at theirs.
 #[derive(Debug, Clone)]
 pub(super) struct Addressed {
     workload: Arc<Workload>,
-    /// Which of its addresses; it has it.
-    at: u32,
+    ip: IpAddr,
 }
 
 impl Addressed {
     /// `None` when the workload does not have the address.
     pub(super) fn new(workload: &Arc<Workload>, ip: IpAddr) -> Option<Self> {
-        let at = workload.ips.iter().position(|it| *it == ip).and_then(|at| u32::try_from(at).ok())?;
-        Some(Self { workload: Arc::clone(workload), at })
+        workload.ips.contains(&ip).then(|| Self { workload: Arc::clone(workload), ip })
     }
 
     fn borrowed(&self) -> NetworkIpRef<'_> {
-        let ip = usize::try_from(self.at).ok().and_then(|at| self.workload.ips.get(at));
-        NetworkIpRef { network: &self.workload.network, ip: ip.copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) }
+        NetworkIpRef { network: &self.workload.network, ip: self.ip }
     }
 }
 
@@ -70,7 +67,7 @@ impl Hash for Addressed {
 
 impl Equivalent<Addressed> for NetworkIpRef<'_> {
     fn equivalent(&self, key: &Addressed) -> bool {
-        *self == key.borrowed()
+        self.ip == key.ip && *self.network == *key.workload.network
     }
 }
 
