@@ -41,7 +41,7 @@ const ENDINGS: &[Case] = &[
         "a frame beyond what is allowed",
         |peer, authority| {
             let stream = peer.open(authority);
-            peer.send(DATA, 0, stream, &[0; 64 * 1024 + 1])
+            peer.send(DATA, 0, stream, &vec![0; adit::hbone::window::FRAME_BYTES as usize + 1])
         },
         &[FRAME_SIZE_ERROR],
     ),
