@@ -16,10 +16,14 @@ mod daemon;
 mod demo;
 mod doors;
 mod gauges;
+mod housekeeping;
 mod preserve;
 mod reload;
 mod shutdown;
 mod signals;
+mod succession;
+mod surfaces;
+mod upgrade;
 
 use std::time::{Duration, Instant};
 
@@ -32,12 +36,14 @@ use crate::config::settings::{AdminAddr, Capture, PreserveSource};
 use crate::config::{Problems, Settings, Sources};
 use crate::files::{Pace, WatchMode};
 use crate::identity;
+use crate::lifecycle::{Lifecycle, Origin, Program, handover, supervisor};
 use crate::mesh::FileSource;
 use crate::net::{capability, descriptors};
 use crate::telemetry::Logger;
 
 use daemon::{Basis, Daemon, End};
 use doors::Doors;
+use succession::Succession;
 
 /// How long the log may take to be written out at the end.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -57,6 +63,9 @@ struct Launch {
     settings: Settings,
     /// Start the demo's echo service too and print what to try.
     demo: bool,
+    origin: Origin,
+    /// What an upgrade starts.
+    program: Option<Program>,
 }
 
 /// Problems in settings or mesh files, as an error: they are printed one by one.
@@ -64,12 +73,42 @@ struct Launch {
 #[error("the configuration is not valid")]
 pub struct Invalid(pub Problems);
 
-/// `adit run`: the daemon, until it is told to stop.
+/// `adit run`: the daemon, until it is told to stop or a later version has followed it.
 ///
 /// # Errors
-/// What kept it from starting; [`Invalid`] when that was the files.
-pub fn run(sources: Sources, settings: Settings) -> Result<()> {
-    run_to_end(Launch { sources, settings, demo: false })
+/// What kept it from starting; [`Invalid`] when that was the files. The version before, if there is one, is told so.
+pub fn run(sources: Sources) -> Result<()> {
+    // Before anything else is opened: descriptors come by number.
+    let origin = Origin::of_process()?;
+    // Without one it runs all the same; an upgrade says that it cannot.
+    let program = Program::of_process().ok();
+    let teller = origin.predecessor.as_ref().map(|(_, link)| link.try_clone()).transpose().context("cannot start")?;
+    let result = crate::config::load(&sources)
+        .map_err(|problems| Invalid(problems).into())
+        .and_then(|settings| run_to_end(Launch { sources, settings, demo: false, origin, program }));
+    if let (Some(link), Err(error)) = (teller, &result) {
+        handover::fail(&link, &reason(error));
+    }
+    result
+}
+
+/// `adit run` as pid 1: runs the daemon, and every later version of it, in processes of their own. Returns the exit status
+/// of the last.
+///
+/// # Errors
+/// When the first cannot be started.
+pub fn supervise() -> Result<u8> {
+    let Origin { sockets, .. } = Origin::of_process()?;
+    let program = Program::of_process().context("the path of this program is not known")?;
+    supervisor::supervise(&program, sockets.into_rest()).context("cannot run the daemon")
+}
+
+/// In one text what is printed on several lines.
+fn reason(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(Invalid(problems)) => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        None => format!("{error:#}"),
+    }
 }
 
 /// `adit demo`: the daemon with its embedded files and an application.
@@ -81,7 +120,7 @@ pub fn demo(mut sources: Sources) -> Result<()> {
     let folder = demo::Folder::make().context("cannot make a folder for the demo's mesh file")?;
     sources.built_in = Some(crate::config::demo::settings(folder.path().to_owned()));
     let settings = crate::config::load(&sources).map_err(Invalid)?;
-    run_to_end(Launch { sources, settings, demo: true })
+    run_to_end(Launch { sources, settings, demo: true, origin: Origin::default(), program: None })
 }
 
 fn run_to_end(launch: Launch) -> Result<()> {
@@ -110,13 +149,20 @@ async fn start(launch: Launch, logger: Logger) -> Result<End> {
     let started = Instant::now();
     // Before anything else: a signal during the start must not kill half a daemon.
     let signals = signals::Signals::listen().context("cannot listen for signals")?;
-    let Launch { sources, settings, demo } = launch;
+    let Launch { sources, settings, demo, origin, program } = launch;
+    let Origin { predecessor, draining, supervisor, sockets } = origin;
+    let lifecycle = Lifecycle::default();
+    let mut succession = Succession::new(predecessor, draining, supervisor, &lifecycle)?;
+    if let Some(supervisor) = succession.supervisor() {
+        supervisor.listening();
+    }
     let machine = raise_limits();
     let workers = auto::workers(settings.workers, &machine).get();
     check_mark(&settings)?;
     name_missing_capabilities(&settings);
     let plan = identity::plan::plan(&settings).map_err(Invalid)?;
-    let doors = Doors::bind(&settings, workers)?;
+    let doors = Doors::bind(&settings, workers, sockets)?;
+    succession.set_ready(doors.taken, &doors.opened, &doors.left);
     let mesh = FileSource::open(settings.mesh.files.clone(), Pace::default(), WatchMode::Events);
     let daemon = Daemon::new(Basis {
         settings: &settings,
@@ -127,6 +173,9 @@ async fn start(launch: Launch, logger: Logger) -> Result<End> {
         started,
         workers,
         plan,
+        lifecycle,
+        succession,
+        program,
     });
     Box::pin(daemon.serve(sources, settings, doors, mesh, demo, signals)).await
 }

@@ -31,8 +31,10 @@ pub use output::Output;
 /// What the commands call that lives above this room.
 #[derive(Debug, Clone, Copy)]
 pub struct Daemon {
-    /// Runs until told to stop. The settings are what the sources mean now; a reload reads the sources again.
-    pub run: fn(Sources, Settings) -> Exit,
+    /// Runs until told to stop. A reload reads the sources again.
+    pub run: fn(Sources) -> Exit,
+    /// Runs this command again, in a child, until the last version of that has ended.
+    pub supervise: fn() -> Exit,
     /// As `run`, with the demo's own files and echo server; the sources have no settings file of the demo yet.
     pub demo: fn(Sources) -> Exit,
     /// Loads the mesh files as `run` would, and everything that is wrong with them.
@@ -47,7 +49,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    config: ConfigArgs,
+    run: run::RunArgs,
 }
 
 const EXAMPLE: &str = "Without a command: run.
@@ -60,7 +62,7 @@ Examples:
 enum Command {
     /// Run the daemon
     #[command(after_help = run::EXAMPLE)]
-    Run(ConfigArgs),
+    Run(run::RunArgs),
     /// Say everything that is wrong with the settings, the mesh files and the identity
     #[command(after_help = check::EXAMPLE)]
     Check(ConfigArgs),
@@ -80,6 +82,8 @@ enum Command {
     Reload(client::reload::ReloadArgs),
     /// Make a running daemon finish its connections and stop
     Drain(client::drain::DrainArgs),
+    /// Replace a running daemon by the program that is installed now, without losing a connection
+    Upgrade(client::upgrade::UpgradeArgs),
     /// Exit with 0 when a running daemon is ready
     Healthcheck(client::healthcheck::HealthcheckArgs),
     /// Print a completion script for a shell
@@ -123,8 +127,8 @@ fn run_in(
         Ok(cli) => cli,
         Err(error) => return refuse(&error, output),
     };
-    match cli.command.unwrap_or(Command::Run(cli.config)) {
-        Command::Run(config) => run::execute(config.sources(process), daemon, output),
+    match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(args) => run::execute(args, process, daemon),
         Command::Check(config) => check::execute(&config.sources(process), daemon, output),
         Command::Demo(config) => demo::execute(config.sources(process), daemon),
         Command::Explain(args) => explain::execute(&args, process, output),
@@ -134,6 +138,7 @@ fn run_in(
         Command::Connections(args) => args.run(output),
         Command::Reload(args) => args.run(output),
         Command::Drain(args) => args.run(output),
+        Command::Upgrade(args) => args.run(output),
         Command::Healthcheck(args) => args.run(output),
         Command::Completions(args) => completions::execute(&args, &mut Cli::command(), output),
     }

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use adit::app::{self, Invalid};
-use adit::cli::{self, Daemon, Exit, MeshSummary};
+use adit::cli::{self, Daemon, Exit, MeshSummary, Output};
 use adit::config::{Problems, Settings};
 
 fn main() -> ExitCode {
     let daemon = Daemon {
-        run: |sources, settings| exit_of(app::run(sources, settings)),
-        demo: |sources| exit_of(app::demo(sources)),
+        run: |sources| exit_of(app::run(sources).map(|()| Exit::Ok)),
+        supervise: || exit_of(app::supervise().map(Exit::Other)),
+        demo: |sources| exit_of(app::demo(sources).map(|()| Exit::Ok)),
         check_mesh,
     };
     cli::run(std::env::args_os(), daemon)
@@ -22,16 +23,18 @@ fn check_mesh(settings: &Settings) -> Result<MeshSummary, Problems> {
     Ok(MeshSummary { files, workloads, services, policies, warnings: dangling })
 }
 
-/// The one place where an error of the daemon is consumed: one line with its causes, or a line per problem.
-#[expect(clippy::print_stderr, reason = "the log may not exist yet, or no longer")]
-fn exit_of(result: anyhow::Result<()>) -> Exit {
-    let Err(error) = result else { return Exit::Ok };
+/// The one place where an error of the daemon is consumed: one line with its causes, or a line per problem. The log may not
+/// exist yet, or no longer.
+fn exit_of(result: anyhow::Result<Exit>) -> Exit {
+    let error = match result {
+        Ok(exit) => return exit,
+        Err(error) => error,
+    };
+    let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
+    let mut output = Output { data: &mut stdout, messages: &mut stderr };
     if let Some(Invalid(problems)) = error.downcast_ref() {
-        for problem in problems.iter() {
-            eprintln!("error: {problem}");
-        }
-        return Exit::BadConfig;
+        return output.problems(problems);
     }
-    eprintln!("error: {error:#}");
+    output.error(format_args!("{error:#}"), None);
     Exit::Failed
 }

@@ -1,6 +1,7 @@
 //! Everything that touches sockets and the kernel's network state: addresses, options, redirect rules.
 
 pub mod address;
+pub mod adopt;
 pub mod buffers;
 pub mod capability;
 pub mod descriptors;

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::Blocker;
+use crate::lifecycle::handover::Version;
 use crate::telemetry::text::Rfc3339;
 use crate::telemetry::{ConnectionInfo, Door, FilterError};
 
@@ -45,6 +46,9 @@ pub trait Control: Send + Sync + 'static {
     /// Starts the drain and returns at once; a second call changes nothing.
     fn drain(&self);
 
+    /// Starts the program anew and lets it take over; on error nothing has changed.
+    fn upgrade(&self) -> Reply<'_, Result<UpgradeReport, String>>;
+
     fn log_filter(&self) -> String;
 
     /// Until the next reload. On error the old filter stays.
@@ -72,6 +76,23 @@ pub struct Status {
     pub mesh: SourceStatus,
     /// Keys whose new value a reload refused because they need a restart.
     pub refused_keys: Vec<String>,
+    /// Versions that this one has followed and that still have connections, the oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<DrainingVersion>,
+}
+
+/// A version before this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainingVersion {
+    pub pid: u32,
+    pub version: String,
+    /// What it has open; nothing: it has not said so yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+    /// RFC 3339, when the rest is cut; nothing: it waits for the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -143,6 +164,25 @@ pub struct ReloadReport {
     pub mesh: Reloading,
     #[serde(default)]
     pub refused_keys: Vec<String>,
+}
+
+/// `POST /upgrade`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpgradeReport {
+    pub from: Version,
+    pub to: Version,
+    /// Listening sockets that the new version has taken over.
+    pub moved: usize,
+    /// Listeners that it has opened itself: new ones, and ones with a changed address.
+    pub opened: Vec<String>,
+    /// Listeners whose socket it has no use for.
+    pub left: Vec<String>,
+    /// Connections that stay with the old version.
+    pub connections: u64,
+    /// RFC 3339, when the old version cuts what is left of them; nothing: it waits for the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
 }
 
 /// What became of one source.

@@ -22,11 +22,13 @@ use crate::admin::page;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long reading everything again may take.
 const RELOAD_WITHIN: Duration = Duration::from_secs(50);
+/// How long a new version may take to serve; longer than the daemon itself waits for it.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(55);
 /// Large documents that are being written at a time.
 const DUMPS_AT_ONCE: usize = 4;
 
 /// Everything there is: path, the method it takes, and whether it changes something.
-const ROUTES: [(&str, Route); 11] = [
+const ROUTES: [(&str, Route); 12] = [
     ("/", Route::Index),
     ("/status", Route::Status),
     ("/config", Route::Config),
@@ -37,6 +39,7 @@ const ROUTES: [(&str, Route); 11] = [
     ("/logging", Route::Logging),
     ("/reload", Route::Reload),
     ("/drain", Route::Drain),
+    ("/upgrade", Route::Upgrade),
     ("/quitquitquit", Route::Quit),
 ];
 
@@ -52,6 +55,7 @@ enum Route {
     Logging,
     Reload,
     Drain,
+    Upgrade,
     Quit,
 }
 
@@ -66,7 +70,7 @@ impl Route {
             | Self::Certs
             | Self::Explain => "GET, HEAD",
             Self::Logging => "GET, HEAD, PUT",
-            Self::Reload | Self::Drain | Self::Quit => "POST",
+            Self::Reload | Self::Drain | Self::Upgrade | Self::Quit => "POST",
         }
     }
 }
@@ -113,6 +117,7 @@ impl AdminEndpoint {
             Route::Logging => self.logging(&request),
             Route::Reload => self.reload().await,
             Route::Drain => self.drain(),
+            Route::Upgrade => self.upgrade().await,
             Route::Quit => self.quit(),
         }
     }
@@ -186,6 +191,15 @@ impl AdminEndpoint {
         tracing::info!("drain asked for through the admin API");
         self.control.drain();
         json(StatusCode::OK, &serde_json::json!({ "phase": "draining" }))
+    }
+
+    async fn upgrade(&self) -> Response<Body> {
+        tracing::info!("upgrade asked for through the admin API");
+        match within(UPGRADE_WITHIN, self.control.upgrade()).await {
+            Some(Ok(report)) => json(StatusCode::OK, &report),
+            Some(Err(reason)) => error(StatusCode::CONFLICT, &reason),
+            None => late(),
+        }
     }
 
     fn quit(&self) -> Response<Body> {

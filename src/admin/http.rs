@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::body::Body;
 use crate::admin::reserve::FdReserve;
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::lifecycle::Lifecycle;
 use connection::{Connection, Socket, Stream};
 
 /// Connections of one server at a time.
@@ -96,12 +96,13 @@ impl HttpServer {
         self
     }
 
-    /// Serves until the process is [`Phase::Stopped`]: drain must be able to watch itself.
+    /// Serves until the process is [`Phase::Stopped`](crate::lifecycle::Phase::Stopped), so that drain can watch itself, or
+    /// another process serves in its place.
     pub async fn run(self, lifecycle: Lifecycle) {
         let mut tasks = JoinSet::new();
         let mut connections: HashMap<u64, Arc<Connection>> = HashMap::new();
         let mut next_id = 0_u64;
-        let mut stopped = pin!(lifecycle.reached(Phase::Stopped));
+        let mut stopped = pin!(lifecycle.relieved());
         loop {
             tokio::select! {
                 () = &mut stopped => break,

@@ -3,8 +3,8 @@
 
 use tokio::sync::mpsc;
 
-use crate::app::reload::Request;
 use crate::app::signals::{Asked, Signals};
+use crate::app::{reload, upgrade};
 
 /// Who can end the process.
 pub(super) struct Asking {
@@ -12,22 +12,29 @@ pub(super) struct Asking {
     /// Whether a signal has asked for it already.
     signalled: bool,
     drain_requests: mpsc::Receiver<()>,
-    reloads: mpsc::Sender<Request>,
+    reloads: mpsc::Sender<reload::Request>,
+    upgrades: mpsc::Sender<upgrade::Request>,
 }
 
 impl Asking {
     #[must_use]
-    pub(super) fn new(signals: Signals, drain_requests: mpsc::Receiver<()>, reloads: mpsc::Sender<Request>) -> Self {
-        Self { signals, signalled: false, drain_requests, reloads }
+    pub(super) fn new(
+        signals: Signals,
+        drain_requests: mpsc::Receiver<()>,
+        reloads: mpsc::Sender<reload::Request>,
+        upgrades: mpsc::Sender<upgrade::Request>,
+    ) -> Self {
+        Self { signals, signalled: false, drain_requests, reloads, upgrades }
     }
 
-    /// Returns when the process is asked to stop; passes requests to reload on meanwhile.
+    /// Returns when the process is asked to stop; passes requests to reload and upgrade on meanwhile.
     pub(super) async fn asked(&mut self) {
         loop {
             tokio::select! {
                 asked = self.signals.next() => match asked {
                     Asked::Drain => { self.signalled = true; return }
                     Asked::Reload => self.reload(),
+                    Asked::Upgrade => self.upgrade(),
                 },
                 Some(()) = self.drain_requests.recv() => return,
             }
@@ -42,12 +49,22 @@ impl Asking {
                 Asked::Drain if self.signalled => return,
                 Asked::Drain => self.signalled = true,
                 Asked::Reload => self.reload(),
+                // Whoever is to follow is there, or nobody is to follow a process that ends.
+                Asked::Upgrade => {}
             }
         }
     }
 
     fn reload(&self) {
+        tracing::info!("reload asked for by SIGHUP");
         // A full queue means that a reload is already asked for.
         let _ = self.reloads.try_send(None);
+    }
+
+    fn upgrade(&self) {
+        tracing::info!("upgrade asked for by SIGUSR2");
+        if self.upgrades.try_send(None).is_err() {
+            tracing::warn!("an upgrade is under way already");
+        }
     }
 }

@@ -11,10 +11,12 @@ use tokio::time::timeout;
 
 use crate::admin::api::{
     BlockerInfo, ConnectionCounts, Control, Dump, ListenerStatus, Rejection, ReloadReport, Reply, SourceStatus, Status,
-    TunnelCount, TunnelCounts, rfc3339,
+    TunnelCount, TunnelCounts, UpgradeReport, rfc3339,
 };
 use crate::app::doors::Doors;
 use crate::app::reload::{ReloadStatus, Request};
+use crate::app::succession::Predecessors;
+use crate::app::upgrade;
 use crate::identity::Rotation;
 use crate::lifecycle::{Blocker, Phase};
 use crate::mesh::MeshStatus;
@@ -36,10 +38,20 @@ pub(super) struct Controller {
     reload_status: watch::Receiver<ReloadStatus>,
     reloads: mpsc::Sender<Request>,
     drains: mpsc::Sender<()>,
+    upgrades: mpsc::Sender<upgrade::Request>,
+    predecessors: Predecessors,
     addresses: Vec<(Door, String)>,
     identity: Option<Rotation>,
     /// Where tunnels are counted, if there are any.
     metrics: Option<Arc<Metrics>>,
+}
+
+/// Where the controller sends what it is asked for.
+#[derive(Debug)]
+pub(super) struct Requests {
+    pub(super) reloads: mpsc::Sender<Request>,
+    pub(super) drains: mpsc::Sender<()>,
+    pub(super) upgrades: mpsc::Sender<upgrade::Request>,
 }
 
 impl Controller {
@@ -47,12 +59,24 @@ impl Controller {
         shared: Arc<Shared>,
         mesh: watch::Receiver<Arc<MeshStatus>>,
         reload_status: watch::Receiver<ReloadStatus>,
-        reloads: mpsc::Sender<Request>,
-        drains: mpsc::Sender<()>,
+        requests: Requests,
+        predecessors: Predecessors,
         doors: &Doors,
     ) -> Self {
         let addresses = doors.addresses.iter().map(|(door, address)| (*door, address.to_string())).collect();
-        Self { shared, mesh, reload_status, reloads, drains, addresses, identity: None, metrics: None }
+        let Requests { reloads, drains, upgrades } = requests;
+        Self {
+            shared,
+            mesh,
+            reload_status,
+            reloads,
+            drains,
+            upgrades,
+            predecessors,
+            addresses,
+            identity: None,
+            metrics: None,
+        }
     }
 
     /// What there is to see of the identity, and of the tunnels that there are with one.
@@ -119,6 +143,7 @@ impl Controller {
             config: reload.source.clone(),
             mesh: self.mesh_source(),
             refused_keys: reload.refused_keys.clone(),
+            draining: self.predecessors.list(),
         }
     }
 }
@@ -201,6 +226,17 @@ impl Control for Controller {
     fn drain(&self) {
         // A full queue means that a drain is already asked for.
         let _ = self.drains.try_send(());
+    }
+
+    fn upgrade(&self) -> Reply<'_, Result<UpgradeReport, String>> {
+        Box::pin(async {
+            let (answer, report) = oneshot::channel();
+            match self.upgrades.try_send(Some(answer)) {
+                Ok(()) => report.await.unwrap_or_else(|_stopped| Err("adit is stopping".to_owned())),
+                Err(mpsc::error::TrySendError::Full(_)) => Err("an upgrade is under way already".to_owned()),
+                Err(mpsc::error::TrySendError::Closed(_)) => Err("adit is stopping".to_owned()),
+            }
+        })
     }
 
     fn log_filter(&self) -> String {

@@ -3,35 +3,31 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::admin::HostRule;
-use crate::admin::endpoint::AdminEndpoint;
-use crate::admin::http::{Endpoint, HttpServer};
-use crate::admin::metrics::MetricsEndpoint;
-use crate::admin::readiness::ReadinessEndpoint;
-use crate::admin::reserve::FdReserve;
+use crate::admin::api::rfc3339;
 use crate::app::asking::Asking;
-use crate::app::control::{Controller, stuck_workers};
+use crate::app::control::{Controller, Requests};
 use crate::app::doors::Doors;
 use crate::app::gauges::with_gauges;
 use crate::app::reload::{ReloadStatus, Reloader};
 use crate::app::signals::Signals;
-use crate::app::{Invalid, demo, preserve, shutdown};
+use crate::app::succession::Succession;
+use crate::app::upgrade::{self, Follower, Upgrader};
+use crate::app::{Invalid, demo, housekeeping, shutdown, surfaces};
 use crate::config::auto::{self, Machine};
-use crate::config::settings::{AdminAddr, PreserveSource};
 use crate::config::{Settings, Sources};
 use crate::hbone::window::Windows;
 use crate::identity::plan::{self, Plan};
 use crate::identity::rotation::Terms;
 use crate::identity::tls::system_clock;
 use crate::identity::{Rotation, Rotator};
-use crate::lifecycle::{Lifecycle, Phase, Readiness};
-use crate::mesh::{MeshStatus, Opened, ReloadOutcome};
+use crate::lifecycle::{Lifecycle, Phase, Program, Readiness, notify};
+use crate::mesh::{Opened, ReloadOutcome};
 use crate::net::descriptors::{self, Budget};
 use crate::net::own_sockets::OwnSockets;
 use crate::proxy::accept::Exhaustion;
@@ -42,7 +38,6 @@ use crate::proxy::rate::Rates;
 use crate::proxy::worker::{self, Command, Post, Shared};
 use crate::telemetry::door::Scope;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::reloads::Reloaded;
 use crate::telemetry::traffic::TrafficLimits;
 use crate::telemetry::{CloseReason, Logger};
 
@@ -50,8 +45,6 @@ use crate::telemetry::{CloseReason, Logger};
 const COMMANDS: usize = 1024;
 /// Requests to reload or drain that may wait.
 const REQUESTS: usize = 4;
-/// How often gone peers' metrics are looked for.
-const SWEEP_METRICS_EVERY: Duration = Duration::from_secs(30);
 
 /// Why it is not ready before the first look at the mesh files is over.
 const READING: &str = "the mesh files are being read";
@@ -68,6 +61,8 @@ pub(super) struct Daemon {
     commands: Vec<mpsc::Receiver<Command>>,
     machine: Machine,
     identity: Option<(Rotator, Rotation)>,
+    succession: Succession,
+    program: Option<Program>,
 }
 
 /// How a daemon ended.
@@ -89,12 +84,17 @@ pub(super) struct Basis<'a> {
     pub(super) started: Instant,
     pub(super) workers: usize,
     pub(super) plan: Option<Plan>,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) succession: Succession,
+    /// What an upgrade starts.
+    pub(super) program: Option<Program>,
 }
 
 impl Daemon {
     #[must_use]
     pub(super) fn new(basis: Basis<'_>) -> Self {
-        let Basis { settings, machine, doors, mesh, logger, started, workers, plan } = basis;
+        let Basis { settings, machine, doors, mesh, logger, started, workers, plan, lifecycle, succession, program } =
+            basis;
         let (sender, settings_reader) = watch::channel(Arc::new(settings.clone()));
         let (posts, commands) = (0..workers)
             .map(|_| {
@@ -115,7 +115,7 @@ impl Daemon {
             tls: identity.as_ref().map(|(_, rotation)| rotation.tls.clone()),
             peers: identity.as_ref().map(|(_, rotation)| rotation.peers.clone()).unwrap_or_default(),
             handshake_failures: identity.as_ref().map(|(_, it)| Arc::clone(&it.handshakes)).unwrap_or_default(),
-            lifecycle: Lifecycle::default(),
+            lifecycle,
             readiness,
             own_sockets: OwnSockets::default(),
             own_ports: doors.own_ports.clone(),
@@ -135,8 +135,8 @@ impl Daemon {
             started,
             posts,
         });
-        let metrics = with_gauges(metrics, &shared);
-        let daemon = Self { shared, metrics: Arc::new(metrics), settings: sender, commands, machine, identity };
+        let metrics = Arc::new(with_gauges(metrics, &shared, &succession.predecessors));
+        let daemon = Self { shared, metrics, settings: sender, commands, machine, identity, succession, program };
         let decided = apply_limits(&daemon.shared, &daemon.metrics, settings, &daemon.machine);
         let limit = daemon.shared.limits.usage(Scope::Total).1;
         let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
@@ -179,41 +179,68 @@ impl Daemon {
         };
         tokio::task::spawn_local(reloader.run(requests));
         let (drains, drain_requests) = mpsc::channel(1);
+        let (upgrades, upgrade_requests) = mpsc::channel(1);
+        let predecessors = self.succession.predecessors.clone();
+        let requests = Requests { reloads: reloads.clone(), drains, upgrades: upgrades.clone() };
         let controller =
-            Controller::new(Arc::clone(&shared), mesh.status.clone(), reload_status, reloads.clone(), drains, &doors)
+            Controller::new(Arc::clone(&shared), mesh.status.clone(), reload_status, requests, predecessors, &doors)
                 .with_identity(rotation, Arc::clone(&self.metrics));
-        self.start_http(&mut doors, &settings, controller);
+        let successor = self.succession.is_successor();
+        surfaces::start(&shared, &self.metrics, &mut doors, &settings, controller, successor);
+        housekeeping::start_watchdog(&shared);
+        let (followed, mut follower) = oneshot::channel();
+        let upgrader = tokio::task::spawn_local(self.upgrader(&mut doors, followed).run(upgrade_requests));
         if demo {
             demo::start(shared.lifecycle.clone())?;
         }
-        let mut asking = Asking::new(signals, drain_requests, reloads);
+        let mut asking = Asking::new(signals, drain_requests, reloads, upgrades);
+        let mut succession = std::mem::take(&mut self.succession);
         let running = async {
-            self.come_up(&settings, mesh, asked_of_mesh).await?;
+            self.come_up(&settings, mesh, asked_of_mesh, &mut succession).await?;
             if demo {
                 demo::ready(&shared.lifecycle, &shared.readiness).await;
                 demo::greet(&doors, &settings.mesh.files).context("cannot print")?;
             }
             anyhow::Ok(())
         };
-        tokio::select! {
+        let follower = tokio::select! {
             // Once it is up, only whoever asks ends it.
             Err(error) = running => {
                 shared.lifecycle.advance(Phase::Stopped);
                 let _ = timeout(RESET_WITHIN, all_ended(&threads)).await;
                 return Err(error);
             }
-            () = asking.asked() => {}
-        }
-        Ok(self.finish(threads, &mut asking).await)
+            () = asking.asked() => None,
+            // No upgrader can fail while this waits for one.
+            Ok(follower) = &mut follower => Some(follower),
+        };
+        let end = Box::pin(self.finish(threads, &mut asking, follower)).await;
+        // A new version that does not serve yet ends with it.
+        let _ = timeout(RESET_WITHIN, upgrader).await;
+        Ok(end)
     }
 
-    /// What takes its time: the workers' first turn, the first state, the first proof of source preservation. Nothing is
-    /// accepted before the end of it. Whoever wants to stop drops it, and does not wait for the thread that reads.
+    fn upgrader(&self, doors: &mut Doors, followed: oneshot::Sender<Follower>) -> Upgrader {
+        Upgrader {
+            program: self.program.clone(),
+            handles: std::mem::take(&mut doors.handles),
+            socket_file: doors.socket_file.take(),
+            supervisor: self.succession.supervisor(),
+            predecessors: self.succession.predecessors.clone(),
+            shared: Arc::clone(&self.shared),
+            followed,
+        }
+    }
+
+    /// What takes its time: the workers' first turn, the first state, the first proof of source preservation, and leave to
+    /// serve from the version before. Nothing is accepted before the end of it. Whoever wants to stop drops it, and does not
+    /// wait for the thread that reads.
     async fn come_up(
         &self,
         settings: &Settings,
         mesh: Opened,
         requests: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>,
+        succession: &mut Succession,
     ) -> Result<()> {
         let shared = &self.shared;
         all_turn(shared).await;
@@ -221,7 +248,12 @@ impl Daemon {
         shared.budget.set_others(descriptors::open_now());
         mesh.source.load_first().await.map_err(Invalid)?;
         tokio::task::spawn_local(mesh.source.run(requests, shared.lifecycle.clone()));
-        self.start_housekeeping(settings, mesh.status).await;
+        let mut status = mesh.status.clone();
+        housekeeping::start(shared, &self.metrics, settings, mesh.status).await;
+        // Ends only with the process.
+        let _ = status.wait_for(|status| status.has_state()).await;
+        succession.begin(&shared.lifecycle, &shared.readiness).await?;
+        tracing::info!(after = ?shared.started.elapsed(), "accepting");
         Ok(())
     }
 
@@ -237,56 +269,18 @@ impl Daemon {
         Ok(threads)
     }
 
-    fn start_http(&self, doors: &mut Doors, settings: &Settings, controller: Controller) {
-        let shared = &self.shared;
-        let reserve = FdReserve::default();
-        let hosts = match settings.listen.admin {
-            Some(AdminAddr::Unix(_)) => HostRule::Any,
-            _ if settings.admin.allow_remote => HostRule::Any,
-            _ => HostRule::Loopback,
-        };
-        let liveness = Arc::clone(shared);
-        let endpoints: [(&'static str, _, Arc<dyn Endpoint>); 3] = [
-            ("admin", doors.admin.take(), Arc::new(AdminEndpoint::new(Arc::new(controller), hosts))),
-            ("metrics", doors.metrics.take(), Arc::new(MetricsEndpoint::new(Arc::clone(&self.metrics)))),
-            (
-                "readiness",
-                doors.readiness.take(),
-                Arc::new(ReadinessEndpoint::new(
-                    shared.readiness.clone(),
-                    shared.lifecycle.clone(),
-                    Arc::new(move || stuck_workers(&liveness)),
-                )),
-            ),
-        ];
-        for (name, listener, endpoint) in endpoints {
-            if let Some(listener) = listener {
-                let server = HttpServer::new(name, listener, endpoint, reserve.clone());
-                tokio::task::spawn_local(server.run(shared.lifecycle.clone()));
-            }
-        }
-    }
-
-    async fn start_housekeeping(&self, settings: &Settings, mesh: watch::Receiver<Arc<MeshStatus>>) {
-        let shared = &self.shared;
-        let inward = settings.listen.inbound.is_some() || shared.tls.is_some() && settings.listen.hbone.is_some();
-        if inward && settings.preserve_source != PreserveSource::Off {
-            preserve::prove(shared, settings.preserve_source, true).await;
-            tokio::task::spawn_local(preserve::keep_proving(Arc::clone(shared), settings.preserve_source));
-        }
-        tokio::task::spawn_local(follow_mesh(Arc::clone(shared), Arc::clone(&self.metrics), mesh));
-        let families = Arc::clone(&self.metrics.traffic);
-        tokio::task::spawn_local(async move {
-            loop {
-                sleep(SWEEP_METRICS_EVERY).await;
-                families.sweep(Instant::now());
-            }
-        });
-    }
-
     /// Drains, unless a second signal says otherwise, and ends the threads. What else asks meanwhile changes nothing.
-    async fn finish(self, threads: Vec<JoinHandle<()>>, asking: &mut Asking) -> End {
+    async fn finish(self, threads: Vec<JoinHandle<()>>, asking: &mut Asking, follower: Option<Follower>) -> End {
         let settings = self.settings.borrow().shutdown;
+        let open = self.shared.limits.usage(Scope::Total).0;
+        match follower {
+            Some(follower) => {
+                let until = follower.until.map_or_else(|| "the last has ended".to_owned(), rfc3339);
+                tracing::info!(connections = open, until, "upgraded: what is open stays here and drains");
+                tokio::task::spawn_local(upgrade::tell(follower, Arc::clone(&self.shared)));
+            }
+            None => notify::stopping(open, settings.deadline.map(|deadline| settings.pre_drain + deadline)),
+        }
         let cuts = || self.metrics.workers.closed(CloseReason::Drain);
         let mut forced = false;
         tokio::select! {
@@ -365,32 +359,4 @@ pub(super) fn apply_limits(shared: &Shared, metrics: &Metrics, settings: &Settin
         metrics.limits.set(scope, of(scope));
     }
     total.term.to_string()
-}
-
-/// Ready once there is a state; tells the metrics and the operator of every later one.
-async fn follow_mesh(shared: Arc<Shared>, metrics: Arc<Metrics>, mut status: watch::Receiver<Arc<MeshStatus>>) {
-    let mut seen = MeshStatus::default();
-    loop {
-        let now = Arc::clone(&status.borrow_and_update());
-        if now.has_state() {
-            shared.readiness.clear("mesh");
-            if shared.lifecycle.advance(Phase::Ready) {
-                tracing::info!(after = ?shared.started.elapsed(), "accepting");
-            }
-        } else {
-            shared.readiness.block("mesh", Some(now.waiting_for.join("; ")));
-        }
-        if now.generation != seen.generation {
-            metrics.reloads.applied(Reloaded::Mesh, &now.hash, now.applied_at.unwrap_or_else(SystemTime::now));
-        }
-        if let Some(rejected) = now.last_rejected.as_ref()
-            && now.reloads.rejected != seen.reloads.rejected
-        {
-            metrics.reloads.rejected(Reloaded::Mesh, rejected.at);
-        }
-        seen = MeshStatus::clone(&now);
-        if status.changed().await.is_err() {
-            return;
-        }
-    }
 }

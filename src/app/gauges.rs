@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::app::succession::Predecessors;
 use crate::proxy::worker::Shared;
 use crate::telemetry::Metrics;
 
 /// Gauges that only the wiring knows how to ask.
-pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics {
+pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>, predecessors: &Predecessors) -> Metrics {
     let of = |ask: fn(&Shared) -> f64| {
         let shared = Arc::clone(shared);
         move || ask(&shared)
@@ -55,6 +56,24 @@ pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>) -> Metrics
         "adit_preserve_source_ipv6",
         "Whether connecting from a client's IPv6 address works",
         of(|shared| f64::from(shared.can_borrow_source[1].load(Ordering::Relaxed))),
+    );
+    let (processes, connections) = (predecessors.clone(), predecessors.clone());
+    metrics.register_gauge(
+        "adit_draining_processes",
+        "Versions before this one that still have connections",
+        move || count(processes.list().len()),
+    );
+    metrics.register_gauge(
+        "adit_draining_connections",
+        "Connections that versions before this one still have",
+        move || {
+            connections
+                .list()
+                .iter()
+                .filter_map(|it| it.connections)
+                .map(|open| count(usize::try_from(open).unwrap_or(usize::MAX)))
+                .sum()
+        },
     );
     metrics
 }

@@ -17,7 +17,7 @@ use crate::config::reload::diff;
 use crate::config::{Problems, Settings, Sources};
 use crate::files::{self, Bounds, ContentHash, Effort, FileSet, Pace, WatchMode};
 use crate::identity::{self, Rotation};
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Phase, notify};
 use crate::mesh::ReloadOutcome;
 use crate::proxy::worker::Shared;
 use crate::telemetry::metrics::Metrics;
@@ -79,7 +79,9 @@ impl Reloader {
                     }
                 }
                 Some(answer) = requests.recv() => {
+                    notify::reloading();
                     let report = self.reload_all().await;
+                    notify::reloaded();
                     if let Some(answer) = answer {
                         // Whoever asked has given up.
                         let _ = answer.send(report);

@@ -1,4 +1,4 @@
-//! Signals: SIGTERM and SIGINT drain, a second one exits at once, SIGHUP reads everything again.
+//! Signals: SIGTERM and SIGINT drain, a second one exits at once, SIGHUP reads everything again, SIGUSR2 upgrades.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -7,6 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) enum Asked {
     Drain,
     Reload,
+    Upgrade,
 }
 
 /// The signals that adit listens for, from the moment this exists.
@@ -15,6 +16,7 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user_defined2: Signal,
 }
 
 impl Signals {
@@ -25,6 +27,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user_defined2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -34,6 +37,7 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Drain,
             _ = self.interrupt.recv() => Asked::Drain,
             _ = self.hang_up.recv() => Asked::Reload,
+            _ = self.user_defined2.recv() => Asked::Upgrade,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Commands that talk to a running daemon: `status`, `connections`, `certs`, `reload`, `drain` and
-//! `healthcheck`.
+//! Commands that talk to a running daemon: `status`, `connections`, `certs`, `reload`, `drain`,
+//! `upgrade` and `healthcheck`.
 //!
 //! Each is one request to the daemon's admin (or readiness) port with a deadline over all. Data goes to stdout; an error is
 //! one line and a hint on stderr. Exit code 0 is success, 1 anything else. What the daemon sends is shown with control
@@ -12,6 +12,7 @@ pub mod healthcheck;
 pub mod reload;
 pub mod status;
 mod table;
+pub mod upgrade;
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -43,7 +44,7 @@ pub struct AdminArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin: Address,
 
-    /// How long to wait for the answer, for example 5s [default: 10s, reload 60s]
+    /// How long to wait for the answer, for example 5s [default: 10s, reload and upgrade 60s]
     #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
     pub timeout: Option<Duration>,
 }

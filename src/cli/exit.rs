@@ -11,6 +11,8 @@ pub enum Exit {
     Usage,
     /// Settings or mesh files are wrong (`EX_CONFIG`).
     BadConfig,
+    /// What another process has said in its place.
+    Other(u8),
 }
 
 impl Exit {
@@ -21,6 +23,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage => 64,
             Self::BadConfig => 78,
+            Self::Other(code) => code,
         }
     }
 }

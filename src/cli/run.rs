@@ -1,20 +1,37 @@
 //! `adit run`: the settings, and then the daemon.
 
-use super::{Daemon, Exit, Output};
-use crate::config::{self, Sources};
+use clap::Args;
+
+use super::{ConfigArgs, Daemon, Exit};
+use crate::config::Sources;
+use crate::lifecycle::program::STARTED_BY;
 
 pub(super) const EXAMPLE: &str =
     "Settings come from the defaults, each FILE, the environment (ADIT__CONNECT__TIMEOUT=3s) and --set; the later wins.
-SIGTERM drains, a second one ends it; SIGHUP reads everything again.
+SIGTERM drains, a second one ends it; SIGHUP reads everything again; SIGUSR2 upgrades.
 
 Exit codes: 0 stopped as asked, 1 failed, 64 wrong arguments, 78 wrong settings or mesh files.
 
 Example:
   adit run --config /etc/adit/adit.yaml --config site.yaml --set log.filter=debug";
 
-pub(super) fn execute(sources: Sources, daemon: Daemon, output: &mut Output<'_>) -> Exit {
-    match config::load(&sources) {
-        Ok(settings) => (daemon.run)(sources, settings),
-        Err(problems) => output.problems(&problems),
+/// Run the daemon
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+
+    /// Run the daemon as a child, as is done where this is process 1: so that it can be upgraded where a container ends with
+    /// its first process
+    #[arg(long)]
+    pub(super) supervise: bool,
+}
+
+pub(super) fn execute(args: RunArgs, process: &Sources, daemon: Daemon) -> Exit {
+    let is_first = std::process::id() == 1 || args.supervise;
+    // What a supervisor has started is not to be one.
+    if is_first && std::env::var_os(STARTED_BY).is_none() {
+        return (daemon.supervise)();
     }
+    (daemon.run)(args.config.sources(process))
 }

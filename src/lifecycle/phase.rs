@@ -47,6 +47,7 @@ impl Phase {
 pub struct Lifecycle {
     current: Arc<AtomicU8>,
     may_accept: Arc<AtomicBool>,
+    superseded: Arc<AtomicBool>,
     sender: broadcast::Sender<Phase>,
 }
 
@@ -55,6 +56,7 @@ impl Default for Lifecycle {
         Self {
             current: Arc::new(AtomicU8::new(Phase::Starting as u8)),
             may_accept: Arc::default(),
+            superseded: Arc::default(),
             sender: broadcast::Sender::new(CHANNEL_CAPACITY),
         }
     }
@@ -89,6 +91,26 @@ impl Lifecycle {
         self.may_accept.load(Ordering::Acquire)
     }
 
+    /// Another process serves from now on: nothing more is accepted here, on no port, and what is open is finished.
+    pub fn supersede(&self) {
+        // Before the phase itself, which is what others wait for.
+        self.superseded.store(true, Ordering::Release);
+        self.advance(Phase::DrainAll);
+    }
+
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Acquire)
+    }
+
+    /// Returns once there is nothing to watch here any more: another process serves, or none does.
+    pub async fn relieved(&self) {
+        self.reached(Phase::DrainAll).await;
+        if !self.is_superseded() {
+            self.reached(Phase::Stopped).await;
+        }
+    }
+
     /// Subscribe before reading [`Self::phase`], so that no change falls between.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Phase> {
@@ -121,6 +143,19 @@ mod tests {
         for (index, phase) in Phase::ALL.iter().enumerate() {
             assert_eq!(*phase as usize, index);
         }
+    }
+
+    #[tokio::test]
+    async fn only_a_superseded_process_is_relieved_before_its_end() {
+        let (ended, superseded) = (Lifecycle::default(), Lifecycle::default());
+        superseded.supersede();
+        superseded.relieved().await;
+        assert_eq!(superseded.phase(), Phase::DrainAll);
+        ended.advance(Phase::DrainAll);
+        let short = std::time::Duration::from_millis(20);
+        tokio::time::timeout(short, ended.relieved()).await.expect_err("it is still draining");
+        ended.advance(Phase::Stopped);
+        ended.relieved().await;
     }
 
     #[tokio::test]

@@ -90,7 +90,21 @@ fn bind_one(address: SocketAddr, options: ListenOptions, group: bool) -> Result<
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified()).map_err(at("IPV6_V6ONLY"))?;
     }
-    if let Some(mark) = options.mark {
+    set_options(&SockRef::from(&socket), address, options)?;
+    socket.bind(&address.into()).map_err(at("bind"))?;
+    socket.listen(BACKLOG).map_err(at("listen"))?;
+    Ok(socket.into())
+}
+
+/// Sets what a listener's options say, of a socket of ours or one that was made elsewhere.
+pub(super) fn set_options(
+    socket: &SockRef<'_>,
+    address: SocketAddr,
+    options: ListenOptions,
+) -> Result<(), (&'static str, io::Error)> {
+    let at = |step| move |error| (step, error);
+    let mark = options.mark.unwrap_or(0);
+    if socket.mark().map_err(at("SO_MARK"))? != mark {
         socket.set_mark(mark).map_err(at("SO_MARK"))?;
     }
     if options.transparent {
@@ -102,11 +116,9 @@ fn bind_one(address: SocketAddr, options: ListenOptions, group: bool) -> Result<
     }
     socket.set_tcp_nodelay(true).map_err(at("TCP_NODELAY"))?;
     if let Some(keepalive) = options.keepalive {
-        set_keepalive(&SockRef::from(&socket), keepalive).map_err(at("keepalive"))?;
+        set_keepalive(socket, keepalive).map_err(at("keepalive"))?;
     }
-    socket.bind(&address.into()).map_err(at("bind"))?;
-    socket.listen(BACKLOG).map_err(at("listen"))?;
-    Ok(socket.into())
+    Ok(())
 }
 
 /// Sets the three keepalive values and the user timeout, each explicitly.

@@ -75,7 +75,7 @@ fn classify(error: &io::Error) -> AcceptError {
 }
 
 /// Accepts at `door` from when the process is ready until the door closes.
-pub async fn accept(worker: &Rc<Worker>, door: Door, listener: std::net::TcpListener) {
+pub async fn accept(worker: &Rc<Worker>, door: Door, listener: Arc<std::net::TcpListener>) {
     #[expect(deprecated, reason = "the descriptor of a listener stays the same for as long as it lives")]
     let watched = AsyncFd::with_interest(listener, Interest::READABLE);
     let listener = match watched {
@@ -126,7 +126,7 @@ impl Exhaustion {
 struct Acceptor<'a> {
     worker: &'a Rc<Worker>,
     door: Door,
-    listener: AsyncFd<std::net::TcpListener>,
+    listener: AsyncFd<Arc<std::net::TcpListener>>,
     exhausted: bool,
     /// What the listening socket passes on to the connections it accepts.
     keepalive: Keepalive,

@@ -4,9 +4,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::admin::api::{BlockerInfo, Rejection, ReloadReport, ReloadResult, Reloading, Reply, Status};
+use crate::admin::api::{BlockerInfo, Rejection, ReloadReport, ReloadResult, Reloading, Reply, Status, UpgradeReport};
 use crate::admin::http::HttpLimits;
 use crate::admin::testing::{Running, parse, raw, request, start};
+use crate::lifecycle::handover::Version;
 use crate::telemetry::{ConnectionInfo, ConnectionPeer, ConnectionState, Direction, Door, Filter, FilterError};
 
 /// A daemon that remembers what it was told.
@@ -61,6 +62,21 @@ impl Control for Daemon {
 
     fn drain(&self) {
         self.drains.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn upgrade(&self) -> Reply<'_, Result<UpgradeReport, String>> {
+        let version = |pid| Version { pid, version: "1".into() };
+        let report = UpgradeReport {
+            from: version(1),
+            to: version(2),
+            moved: 3,
+            opened: vec![],
+            left: vec![],
+            connections: 4,
+            until: None,
+        };
+        let result = if self.reload == ReloadResult::Rejected { Err("no such file".to_owned()) } else { Ok(report) };
+        Box::pin(async { result })
     }
 
     fn log_filter(&self) -> String {

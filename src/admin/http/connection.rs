@@ -25,6 +25,8 @@ use crate::lifecycle::{Lifecycle, Phase};
 
 /// How often deadlines are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often whether a request has come, once no further one is to be answered.
+const LOOK_FOR_A_REQUEST: Duration = Duration::from_millis(5);
 /// How long a connection may take to finish its answer once the process is stopped.
 const STOP_WITHIN: Duration = Duration::from_millis(500);
 /// How long and how much a peer may still send after the last answer, so that the answer is not destroyed by a reset.
@@ -49,6 +51,8 @@ pub(super) struct Connection {
     limits: HttpLimits,
     started: Instant,
     busy: AtomicBool,
+    /// Whether a request has come.
+    asked: AtomicBool,
     /// Milliseconds after `started` at which it became busy or idle.
     since: AtomicU64,
     evicted: Notify,
@@ -62,6 +66,7 @@ impl Connection {
             limits,
             started,
             busy: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             since: AtomicU64::new(0),
             evicted: Notify::new(),
         }
@@ -103,7 +108,7 @@ impl Connection {
             // hyper's least is 8 KiB, and it panics below.
             .max_buf_size(self.limits.header_bytes.max(8192));
         let mut http = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut stopped = pin!(lifecycle.reached(Phase::Stopped));
+        let mut stopped = pin!(self.over(lifecycle));
         let mut stopping = false;
         let mut stop_by = Instant::now();
         loop {
@@ -127,7 +132,17 @@ impl Connection {
         }
     }
 
+    /// Returns when no further request is to be answered: once the process is stopped. When another one serves in its place,
+    /// who has come to this one before and has not asked yet is still answered.
+    async fn over(&self, lifecycle: &Lifecycle) {
+        lifecycle.relieved().await;
+        while !self.asked.load(Ordering::Relaxed) && lifecycle.phase() < Phase::Stopped {
+            tokio::time::sleep(LOOK_FOR_A_REQUEST).await;
+        }
+    }
+
     async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        self.asked.store(true, Ordering::Relaxed);
         self.mark(true);
         let connection = Arc::clone(self);
         let guard = Guard(Box::new(move || connection.mark(false)));

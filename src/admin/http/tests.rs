@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::admin::testing::{Answer, LIMIT, connect, parse, raw, read_all, request, start};
+use crate::lifecycle::Phase;
 
 /// Echoes the body; `/wait` answers when told to, `/big` streams, `/broken` breaks off.
 #[derive(Default)]
@@ -282,6 +283,24 @@ async fn stopping_finishes_what_is_being_answered_and_ends_the_rest() {
     tokio::time::timeout(LIMIT, server.tasks.join_next()).await.expect("stops in time");
     let refused = tokio::net::TcpSocket::new_v4().expect("socket").connect(server.address).await;
     assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn a_superseded_server_answers_who_has_come_to_it_and_nobody_else() {
+    let server = start(Arc::new(Echo::default()), HttpLimits::default());
+    let mut kept = connect(server.address).await;
+    kept.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("write");
+    let mut head = [0; 12];
+    kept.read_exact(&mut head).await.expect("an answer");
+    let mut late = connect(server.address).await;
+    // It has been accepted once a later one has been answered.
+    assert_alive(server.address).await;
+    server.lifecycle.supersede();
+    late.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("write");
+    assert!(read_all(&mut late).await.starts_with(b"HTTP/1.1 200 "));
+    read_all(&mut kept).await;
+    let refused = tokio::net::TcpSocket::new_v4().expect("socket").connect(server.address).await;
+    assert!(refused.is_err(), "its socket is closed");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 use hyper::Method;
 
-use crate::admin::api::{SourceStatus, Status};
+use crate::admin::api::{DrainingVersion, SourceStatus, Status};
 use crate::cli::client::{AdminArgs, ClientError, run, table};
 use crate::cli::{Exit, Output};
 
@@ -62,6 +62,12 @@ fn write(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     }
     source(&mut line, "config", &status.config)?;
     source(&mut line, "mesh", &status.mesh)?;
+    for version in &status.draining {
+        let connections = version.connections.map_or_else(|| "some".to_owned(), |count| count.to_string());
+        let until = version.until.as_ref().map_or_else(String::new, |until| format!(", until {until}"));
+        let DrainingVersion { pid, version, .. } = version;
+        line("draining", &format!("{connections} connections in pid {pid}, version {version}{until}"))?;
+    }
     if !status.refused_keys.is_empty() {
         line("restart for", &status.refused_keys.join(", "))?;
     }

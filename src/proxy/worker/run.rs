@@ -35,7 +35,7 @@ const ROTATE_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct WorkerDoor {
     pub door: Door,
-    pub listener: std::net::TcpListener,
+    pub listener: Arc<std::net::TcpListener>,
 }
 
 /// Starts the thread of worker `index`. It ends when all doors are closed and no connection is left.

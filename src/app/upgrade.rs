@@ -1,0 +1,271 @@
+//! Upgrade, as the version sees it that is to be followed: it starts the program that lies at its own path now, gives it
+//! every listening socket by name, and goes on serving until the new one accepts; then it drains. Whatever goes wrong
+//! before leaves it serving, with the reason in the log and in the answer.
+//!
+//! Only listening sockets move. Connections, tunnels, ejections and counters stay here and end here.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::Child;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::admin::api::{DrainingVersion, UpgradeReport, rfc3339};
+use crate::app::doors::{Handle, SocketFile};
+use crate::app::succession::{MOST_DRAINING, Predecessors};
+use crate::config::settings::Shutdown;
+use crate::lifecycle::handover::{Gift, HandoverError, Heir, Left, Version};
+use crate::lifecycle::link::Link;
+use crate::lifecycle::program::{Program, Starter};
+use crate::lifecycle::supervisor::Supervisor;
+use crate::lifecycle::{Phase, notify};
+use crate::proxy::worker::Shared;
+use crate::telemetry::door::Scope;
+
+/// How long the new version may take until it could serve: settings, first state, first certificates.
+const READY_WITHIN: Duration = Duration::from_secs(45);
+/// How long a process that has closed its link may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
+/// How often the new version is told what is left here.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// A request to upgrade; the answer is optional (a signal wants none).
+pub(super) type Request = Option<oneshot::Sender<Result<UpgradeReport, String>>>;
+
+/// Owns what an upgrade needs. One upgrade at a time; the first that succeeds is the last.
+pub(super) struct Upgrader {
+    pub(super) program: Option<Program>,
+    pub(super) handles: Vec<Handle>,
+    pub(super) socket_file: Option<SocketFile>,
+    pub(super) supervisor: Option<Arc<Supervisor>>,
+    pub(super) predecessors: Predecessors,
+    pub(super) shared: Arc<Shared>,
+    /// Gets what there is of the new version.
+    pub(super) followed: oneshot::Sender<Follower>,
+}
+
+/// The version that has taken over.
+#[derive(Debug)]
+pub(super) struct Follower {
+    heir: Heir,
+    /// When what is left here is cut.
+    pub(super) until: Option<SystemTime>,
+}
+
+/// A new version that does not serve yet. Dropped, it is taken back and ended.
+struct Attempt {
+    heir: Option<Heir>,
+    started: Started,
+}
+
+enum Started {
+    /// By this process.
+    Child(Option<Child>),
+    /// By the supervisor.
+    Elsewhere { pid: u32, supervisor: Arc<Supervisor> },
+}
+
+impl Upgrader {
+    /// Until an upgrade has succeeded or the process is told to stop.
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let lifecycle = self.shared.lifecycle.clone();
+        loop {
+            let answer = tokio::select! {
+                biased;
+                () = lifecycle.reached(Phase::PreDrain) => return,
+                Some(answer) = requests.recv() => answer,
+            };
+            notify::status("upgrading");
+            let outcome = tokio::select! {
+                biased;
+                () = lifecycle.reached(Phase::PreDrain) => Err("adit is stopping".to_owned()),
+                outcome = self.upgrade() => outcome,
+            };
+            match outcome {
+                Ok((follower, report)) => {
+                    if let Some(file) =
+                        self.socket_file.as_mut().filter(|_| !report.left.iter().any(|it| it == "admin"))
+                    {
+                        file.keep();
+                    }
+                    if let Some(answer) = answer {
+                        // Whoever asked has given up.
+                        let _ = answer.send(Ok(report));
+                    }
+                    lifecycle.supersede();
+                    // Gone only with the process.
+                    let _ = self.followed.send(follower);
+                    return;
+                }
+                Err(reason) => {
+                    tracing::error!(reason, "the upgrade has failed: this version goes on serving");
+                    notify::status("accepting connections; the last upgrade has failed");
+                    if let Some(answer) = answer {
+                        let _ = answer.send(Err(reason));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn upgrade(&self) -> Result<(Follower, UpgradeReport), String> {
+        if self.shared.lifecycle.phase() != Phase::Ready {
+            return Err("this version does not serve yet".to_owned());
+        }
+        let draining = self.predecessors.list();
+        if draining.len() >= MOST_DRAINING {
+            return Err(too_many(&draining));
+        }
+        let mut attempt = self.start().await?;
+        match self.hand_over(&attempt).await {
+            Ok((report, until)) => match attempt.succeeded() {
+                Some(heir) => Ok((Follower { heir, until }, report)),
+                None => Err("it was taken back".to_owned()),
+            },
+            Err(error) => Err(format!("the new version cannot serve: {}", attempt.failed(error).await)),
+        }
+    }
+
+    async fn start(&self) -> Result<Attempt, String> {
+        let (ours, theirs) = Link::pair().map_err(|error| format!("cannot make a link: {error}"))?;
+        let started = match (&self.supervisor, &self.program) {
+            (Some(supervisor), _) => {
+                let pid = supervisor.start(theirs.as_fd()).await.map_err(|error| error.to_string())?;
+                Started::Elsewhere { pid, supervisor: Arc::clone(supervisor) }
+            }
+            (None, Some(program)) => Started::Child(Some(start(program, theirs)?)),
+            (None, None) => return Err("the path of this program is not known".to_owned()),
+        };
+        tracing::info!(pid = started.pid(), "upgrade: the new version has been started");
+        let heir = Heir::new(ours).map_err(|error| format!("cannot watch the link: {error}"))?;
+        Ok(Attempt { heir: Some(heir), started })
+    }
+
+    async fn hand_over(&self, attempt: &Attempt) -> Result<(UpgradeReport, Option<SystemTime>), HandoverError> {
+        let Some(heir) = &attempt.heir else { return Err(HandoverError::Withdrawn) };
+        {
+            // Held until they have arrived, and not while the new one makes up its mind: a door may close meanwhile.
+            let held: Vec<_> = self.handles.iter().filter_map(|handle| Some((handle.name, handle.hold()?))).collect();
+            let draining = self.predecessors.links();
+            let mut gift = Gift::default();
+            for (name, socket) in &held {
+                gift.listener(name, socket.as_fd());
+            }
+            for version in &draining {
+                gift.draining(version);
+            }
+            heir.give(&gift).await?;
+        }
+        let ready = heir.ready(READY_WITHIN).await?;
+        heir.take_over().await?;
+        let shutdown = self.shared.settings.borrow().shutdown;
+        let cut_at = deadline(&shutdown);
+        let Left { connections, until } = left(&self.shared, cut_at);
+        let report = UpgradeReport {
+            from: Version::own(),
+            to: ready.version,
+            moved: ready.moved,
+            opened: ready.opened,
+            left: ready.left,
+            connections,
+            until,
+        };
+        Ok((report, cut_at))
+    }
+}
+
+impl Attempt {
+    /// It serves: it is on its own from now on, and whoever reaps for this process reaps for it.
+    fn succeeded(&mut self) -> Option<Heir> {
+        if let Started::Child(child) = &mut self.started {
+            drop(child.take());
+        }
+        self.heir.take()
+    }
+
+    /// Why, and how the process has ended if it has.
+    async fn failed(&mut self, error: HandoverError) -> String {
+        let Started::Child(child) = &mut self.started else { return error.to_string() };
+        if !matches!(error, HandoverError::Ended | HandoverError::Refused(_)) {
+            return error.to_string();
+        }
+        let ended = async {
+            loop {
+                match child.as_mut().map(Child::try_wait) {
+                    Some(Ok(Some(status))) => return Some(status),
+                    Some(Ok(None)) => sleep(Duration::from_millis(10)).await,
+                    Some(Err(_)) | None => return None,
+                }
+            }
+        };
+        match (timeout(GONE_WITHIN, ended).await.ok().flatten(), error) {
+            (Some(status), HandoverError::Ended) => {
+                format!("it ended with {status} before it was ready; see the log")
+            }
+            (_, error) => error.to_string(),
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let Some(heir) = self.heir.take() else { return };
+        heir.withdraw();
+        match &mut self.started {
+            Started::Elsewhere { pid, supervisor } => supervisor.end(*pid),
+            Started::Child(child) => {
+                if let Some(mut child) = child.take() {
+                    // It has served nobody. Gone already is as good.
+                    let _ = child.kill();
+                    std::thread::spawn(move || child.wait());
+                }
+            }
+        }
+    }
+}
+
+impl Started {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Child(child) => child.as_ref().map_or(0, Child::id),
+            Self::Elsewhere { pid, .. } => *pid,
+        }
+    }
+}
+
+fn start(program: &Program, link: OwnedFd) -> Result<Child, String> {
+    program
+        .start(Starter::Predecessor, link)
+        .map_err(|error| format!("cannot start {}: {error}", program.path().display()))
+}
+
+fn too_many(draining: &[DrainingVersion]) -> String {
+    let mut text = "earlier versions are still draining:".to_owned();
+    for version in draining {
+        let connections = version.connections.map_or_else(String::new, |count| format!(" with {count} connections"));
+        let until = version.until.as_ref().map_or_else(String::new, |until| format!(" until {until}"));
+        text.push_str(&format!(" pid {}{connections}{until};", version.pid));
+    }
+    text.push_str(&format!(" at most {MOST_DRAINING} may drain at a time. Wait, or end the oldest with SIGTERM twice"));
+    text
+}
+
+/// When what is left is cut, if the drain begins now.
+fn deadline(shutdown: &Shutdown) -> Option<SystemTime> {
+    shutdown.deadline.and_then(|deadline| SystemTime::now().checked_add(deadline))
+}
+
+fn left(shared: &Shared, until: Option<SystemTime>) -> Left {
+    let connections = u64::try_from(shared.limits.usage(Scope::Total).0).unwrap_or(u64::MAX);
+    Left { connections, until: until.map(rfc3339) }
+}
+
+/// Tells the new version what is left here, for as long as this process lives.
+pub(super) async fn tell(Follower { heir, until }: Follower, shared: Arc<Shared>) {
+    loop {
+        heir.tell(&left(&shared, until));
+        sleep(TELL_EVERY).await;
+    }
+}

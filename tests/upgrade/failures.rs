@@ -1,0 +1,144 @@
+//! Whatever is wrong with the new version: the old one serves on as if nothing had been, and says why.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::kit::door::{Dial, talk};
+use crate::kit::{Door, LIMIT, Lab, isolated, until};
+use crate::line::{Line, runs, send, wait_gone};
+use crate::world::captured;
+
+const PORT: u16 = 8080;
+
+fn carries(lab: &Lab, door: &Door) {
+    let mut client = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
+    talk(&mut client, &mut door.accept().stream);
+}
+
+/// Processes that run `program` or what was there before.
+fn started_by(line: &Line<'_>) -> usize {
+    let parent = line.pid().as_raw_pid().to_string();
+    let processes = fs::read_dir("/proc").expect("proc").filter_map(|entry| {
+        let stat = fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        let state = fields.next()?.to_owned();
+        (fields.next()? == parent && state != "Z").then_some(())
+    });
+    processes.count()
+}
+
+#[test]
+fn a_new_version_that_cannot_serve_changes_nothing_and_says_why() {
+    isolated(|| {
+        let lab = captured();
+        let line = Line::start(&lab.adit, "", "");
+        let door = Door::open(&lab.server, PORT);
+        let old = line.pid();
+        let mut kept = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
+        let mut kept_at_server = door.accept().stream;
+        let mut refused = |what: &str, reasons: &[&str]| {
+            let error = line.upgrade().expect_err(what);
+            assert!(reasons.iter().all(|reason| error.contains(reason)), "{what}: {reasons:?}: {error}");
+            assert_eq!(line.pid(), old, "{what}");
+            assert!(line.healthy(), "{what}");
+            carries(&lab, &door);
+            talk(&mut kept, &mut kept_at_server);
+            until(LIMIT, "no process to be left", || (started_by(&line) == 0).then_some(()));
+        };
+
+        line.replace_program_by("#!/bin/sh\nexit 3\n");
+        refused("it ends", &["cannot serve", "exit status: 3", "before it was ready"]);
+
+        line.replace_program_by("#!/bin/sh\nkill -SEGV $$\n");
+        refused("it crashes", &["cannot serve", "signal: 11"]);
+
+        line.replace_program_by("not a program\n");
+        refused("it is no program", &["cannot start", "adit: Exec format error"]);
+
+        // Whoever says nothing is given up, and ended.
+        line.replace_program_by("#!/bin/sh\nexec sleep 1000\n");
+        let start = Instant::now();
+        refused("it hangs", &["did not answer within 5s"]);
+        assert!(start.elapsed() < Duration::from_secs(15));
+
+        fs::remove_file(line.file("adit")).expect("our own file");
+        refused("it is not there", &["cannot start", "No such file or directory"]);
+
+        line.replace_program();
+        line.configure("listen: { outbound: 5 }\n");
+        refused("its settings are wrong", &["cannot serve", "adit.yaml:2", "listen.outbound"]);
+
+        line.configure("listen: { metrics: '203.0.113.1:1' }\n");
+        refused("it cannot listen", &["cannot serve", "listener metrics", "203.0.113.1:1", "Cannot assign"]);
+
+        line.configure("mesh: { files: [broken.yaml] }\n");
+        fs::write(line.file("broken.yaml"), "workloads: 3\n").expect("a writable folder");
+        refused("its state is wrong", &["cannot serve", "broken.yaml"]);
+
+        line.configure("");
+        line.upgraded();
+        carries(&lab, &door);
+        assert_ne!(line.pid(), old);
+        drop((kept, kept_at_server));
+        wait_gone(old, LIMIT);
+        line.stop(&["the upgrade has failed", "error: ", "broken.yaml", "adit.yaml", "restart"]);
+    });
+}
+
+/// The version that is told to stop takes the one that it has started with it.
+#[test]
+fn a_version_that_stops_takes_the_upgrade_back() {
+    isolated(|| {
+        let lab = captured();
+        let line = Line::start(&lab.adit, "shutdown: { deadline: 5s }\n", "");
+        let old = line.pid();
+        line.replace_program_by("#!/bin/sh\necho waiting >&2\nexec sleep 1000\n");
+        send(old, Signal::USR2);
+        line.wait_log("waiting");
+        until(LIMIT, "the new process", || (started_by(&line) == 1).then_some(()));
+        send(old, Signal::TERM);
+        wait_gone(old, LIMIT);
+        let left = || {
+            let processes = fs::read_dir("/proc").expect("proc").filter_map(|entry| {
+                let line = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+                line.starts_with(b"sleep\x001000\x00").then_some(())
+            });
+            processes.count()
+        };
+        until(LIMIT, "the new process to be ended", || (left() == 0).then_some(()));
+        assert!(line.log().contains("adit is stopping"), "{}", line.log());
+    });
+}
+
+/// Nothing is asked of a version that is about to take over; one that has lost its predecessor does not wait for it.
+#[test]
+fn a_predecessor_that_is_killed_leaves_its_place() {
+    isolated(|| {
+        let lab = captured();
+        let mut line = Line::start(&lab.adit, "", "workloads: []\n");
+        let door = Door::open(&lab.server, PORT);
+        let old = line.pid();
+        // The new one waits for a file, and so the old one for the new one.
+        line.configure("mesh: { files: [late.yaml] }\n");
+        fs::rename(line.file("files.yaml"), line.file("files.old")).expect("our own file");
+        fs::write(line.file("files.yaml"), "{}\n").expect("a writable folder");
+        send(old, Signal::USR2);
+        line.wait_log("upgrade: the new version has been started");
+        until(LIMIT, "the new process", || (started_by(&line) == 1).then_some(()));
+        line.wait_log("late.yaml");
+        assert_eq!(line.pid(), old);
+        carries(&lab, &door);
+        send(old, Signal::KILL);
+        line.wait_first();
+        fs::write(line.file("late.yaml"), "workloads: []\n").expect("a writable folder");
+        until(LIMIT, "the new one to serve", || line.healthy().then_some(()));
+        assert_ne!(line.pid(), old);
+        assert!(!runs(old));
+        carries(&lab, &door);
+        line.wait_log("the version before has died: taken over");
+        line.stop(&["has died: taken over", "late.yaml", "restart"]);
+    });
+}

@@ -1,0 +1,130 @@
+//! Which sockets move: by name and address, whatever has changed around them.
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileTypeExt as _;
+
+use serde_json::{Value, json};
+
+use crate::kit::door::{Dial, talk};
+use crate::kit::{Door, Family, LIMIT, Lab, isolated, until};
+use crate::line::{Line, wait_gone};
+use crate::world::{captured, request};
+
+const PORT: u16 = 8080;
+/// What a version says when it finds the changed settings before it is followed.
+const RESTART: &str = "restart";
+
+fn carries(lab: &Lab, door: &Door) {
+    for family in Family::BOTH {
+        let address = SocketAddr::from((lab.server.address(family), PORT));
+        for _ in 0..8 {
+            let mut client = Dial::default().connect(&lab.adit, address).expect("the door accepts");
+            talk(&mut client, &mut door.accept().stream);
+        }
+    }
+}
+
+/// Names of listeners and their addresses.
+fn listening(line: &Line<'_>) -> Vec<(String, String)> {
+    let status = line.status();
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let listeners = status["connections"]["listeners"].as_array().expect("a list").iter();
+    listeners.map(|listener| (text(&listener["name"]), text(&listener["address"]))).collect()
+}
+
+fn opens(line: &Line<'_>, address: &str) -> bool {
+    line.host.run(|| TcpStream::connect(address)).is_ok()
+}
+
+#[test]
+fn every_number_of_workers_follows_every_other() {
+    isolated(|| {
+        let lab = captured();
+        let door = Door::open(&lab.server, PORT);
+        let line = Line::start(&lab.adit, "workers: 2\n", "");
+        // Two doors, three surfaces. A socket that was made stays, however few or many there are to serve it.
+        for workers in [1, 4, 3, 2] {
+            let before = line.pid();
+            line.configure(&format!("workers: {workers}\n"));
+            let report = line.upgraded();
+            assert_eq!((&report["moved"], &report["opened"], &report["left"]), (&json!(7), &json!([]), &json!([])));
+            assert_eq!(line.status()["workers"], workers);
+            carries(&lab, &door);
+            wait_gone(before, LIMIT);
+        }
+        line.stop(&[RESTART]);
+    });
+}
+
+#[test]
+fn changed_addresses_are_opened_and_what_is_not_wanted_any_more_is_closed() {
+    isolated(|| {
+        let lab = captured();
+        let door = Door::open(&lab.server, PORT);
+        let line = Line::start(&lab.adit, "listen: { socks5: '127.0.0.1:15080', readiness: '127.0.0.1:15021' }\n", "");
+        let first = line.pid();
+        // The metrics port stays, SOCKS5 moves, the readiness port is off, and HTTP of another name is not taken for it.
+        line.configure(
+            "workers: 1\nlisten: { socks5: '127.0.0.1:15081', readiness: off, metrics: '127.0.0.1:15022' }\n",
+        );
+        let report = line.upgraded();
+        assert_eq!(report["opened"], json!(["metrics", "socks5"]), "{report}");
+        let left = report["left"].as_array().expect("a list");
+        for name in ["metrics", "readiness", "socks5"] {
+            assert!(left.contains(&json!(name)), "{report}");
+        }
+        wait_gone(first, LIMIT);
+        assert!(listening(&line).contains(&("socks5".into(), "127.0.0.1:15081".into())));
+        assert!(opens(&line, "127.0.0.1:15081") && opens(&line, "127.0.0.1:15022"));
+        assert!(!opens(&line, "127.0.0.1:15080"), "nobody serves it any more");
+        assert!(!opens(&line, "127.0.0.1:15021") && !opens(&line, "127.0.0.1:15020"));
+        carries(&lab, &door);
+
+        // Port 0 is any port, and so the one that it was.
+        line.configure("workers: 1\nlisten: { socks5: '127.0.0.1:0', metrics: '127.0.0.1:15022' }\n");
+        let report = line.upgraded();
+        assert_eq!(report["opened"], json!(["readiness"]), "{report}");
+        assert!(listening(&line).contains(&("socks5".into(), "127.0.0.1:15081".into())));
+        let useless = ["a socket that was given is of no use", "a socket was given for a listener that is off"];
+        for text in useless {
+            assert!(line.log().contains(text), "what is closed is said: {text}");
+        }
+        let last = line.pid();
+        line.stop(&[useless[0], useless[1], RESTART]);
+        wait_gone(last, LIMIT);
+    });
+}
+
+/// The file of a Unix socket stays as long as somebody listens on it.
+#[test]
+fn an_admin_socket_file_moves_too() {
+    isolated(|| {
+        let lab = captured();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("admin.sock");
+        let settings = format!("listen: {{ admin: 'unix:{}' }}\n", file.display());
+        let mut line = Line::start(&lab.adit, &settings, "");
+        let address = format!("unix:{}", file.display());
+        let pid = || {
+            let output = line.cli(&["status", "--json", "--admin", &address]);
+            let status: Value =
+                serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+            status["pid"].as_i64().expect("a number")
+        };
+        let mut before = pid();
+        for _ in 0..3 {
+            let output = line.cli(&["upgrade", "--admin", &address]);
+            assert!(output.status.success(), "{output:?}");
+            let after = until(LIMIT, "another process", || Some(pid()).filter(|pid| *pid != before));
+            before = after;
+        }
+        let first = line.first();
+        wait_gone(first, LIMIT);
+        assert!(std::fs::metadata(&file).expect("the file is there").file_type().is_socket());
+        let output = line.cli(&["drain", "--admin", &address]);
+        assert!(output.status.success(), "{output:?}");
+        until(LIMIT, "the file to be removed", || (!file.exists()).then_some(()));
+        assert!(line.wait_first().success());
+        until(LIMIT, "nobody to answer", || request(&lab.adit, 15020, "GET", "/metrics").is_none().then_some(()));
+    });
+}
