@@ -36,3 +36,6 @@ mod process1;
 
 #[path = "upgrade/service.rs"]
 mod service;
+
+#[path = "upgrade/systemd.rs"]
+mod systemd;

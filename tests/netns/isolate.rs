@@ -55,6 +55,17 @@ pub fn isolated_within<F: FnOnce()>(limit: Duration, body: F) {
     }
 }
 
+/// [`isolated`] without a user namespace, for what needs more users than one: only root can do that.
+pub fn isolated_as_root<F: FnOnce()>(body: F) {
+    if env::var_os(INSIDE).is_some() {
+        thread::spawn(die_with_parent);
+        body();
+        return;
+    }
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    start_again(&test_name::<F>(), AS_ROOT, TIME_LIMIT);
+}
+
 /// Says what has been measured: seen with `--nocapture`, and where the test fails.
 pub fn measured(what: &str) {
     say(&format!("{MEASURED}{what}"));
@@ -75,10 +86,11 @@ fn test_name<F>() -> String {
     path.split_once("::").map_or(path, |(_, name)| name).to_owned()
 }
 
+const AS_ROOT: &[&str] = &["--net", "--mount"];
+
 /// How this machine lets us have namespaces: as anybody by way of a user namespace, or as root without one.
 fn unshare_arguments() -> Result<&'static [&'static str], &'static str> {
     const WITH_USER: &[&str] = &["--user", "--map-root-user", "--net", "--mount"];
-    const AS_ROOT: &[&str] = &["--net", "--mount"];
     static ANSWER: OnceLock<Result<&[&str], String>> = OnceLock::new();
     ANSWER
         .get_or_init(|| {

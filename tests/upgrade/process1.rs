@@ -24,7 +24,7 @@ fn start<'a>(lab: &'a Lab, settings: &str) -> Line<'a> {
 }
 
 /// The children of a process, in our namespace, with the name that each has been started by and its state.
-fn children(parent: Pid) -> Vec<(Pid, char)> {
+pub(crate) fn children(parent: Pid) -> Vec<(Pid, char)> {
     let number = parent.as_raw_pid().to_string();
     let processes = fs::read_dir("/proc").expect("proc").filter_map(|entry| {
         let path = entry.ok()?.path();
