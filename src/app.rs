@@ -36,7 +36,7 @@ use crate::config::settings::{AdminAddr, Capture, PreserveSource};
 use crate::config::{Problems, Settings, Sources};
 use crate::files::{Pace, WatchMode};
 use crate::identity;
-use crate::lifecycle::{Lifecycle, Origin, Program, handover, supervisor};
+use crate::lifecycle::{Lifecycle, Origin, Program, handover, launcher, origin, supervisor};
 use crate::mesh::FileSource;
 use crate::net::{capability, descriptors};
 use crate::telemetry::Logger;
@@ -101,6 +101,16 @@ pub fn supervise() -> Result<u8> {
     let Origin { sockets, .. } = Origin::of_process()?;
     let program = Program::of_process().context("the path of this program is not known")?;
     supervisor::supervise(&program, sockets.into_rest()).context("cannot run the daemon")
+}
+
+/// Starts a later version for the daemon that has started this. Returns how that has ended, if it was not let go before.
+///
+/// # Errors
+/// When the daemon does not say what to do.
+pub fn launch() -> Result<u8> {
+    let link = origin::launcher_link()?;
+    let program = Program::of_process().context("the path of this program is not known")?;
+    launcher::run(link, &program).context("cannot start the new version")
 }
 
 /// In one text what is printed on several lines.

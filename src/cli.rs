@@ -35,6 +35,8 @@ pub struct Daemon {
     pub run: fn(Sources) -> Exit,
     /// Runs this command again, in a child, until the last version of that has ended.
     pub supervise: fn() -> Exit,
+    /// Starts a later version for the daemon that runs, and waits.
+    pub launch: fn() -> Exit,
     /// As `run`, with the demo's own files and echo server; the sources have no settings file of the demo yet.
     pub demo: fn(Sources) -> Exit,
     /// Loads the mesh files as `run` would, and everything that is wrong with them.

@@ -2,6 +2,7 @@
 //! process: taking over from the version before, handing over to the next, and the service manager around them.
 
 pub mod handover;
+pub mod launcher;
 pub mod link;
 pub mod notify;
 pub mod origin;

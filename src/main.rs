@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     let daemon = Daemon {
         run: |sources| exit_of(app::run(sources).map(|()| Exit::Ok)),
         supervise: || exit_of(app::supervise().map(Exit::Other)),
+        launch: || exit_of(app::launch().map(Exit::Other)),
         demo: |sources| exit_of(app::demo(sources).map(|()| Exit::Ok)),
         check_mesh,
     };

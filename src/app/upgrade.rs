@@ -5,7 +5,6 @@
 //! Only listening sockets move. Connections, tunnels, ejections and counters stay here and end here.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,8 +16,9 @@ use crate::app::doors::{Handle, SocketFile};
 use crate::app::succession::{MOST_DRAINING, Predecessors};
 use crate::config::settings::Shutdown;
 use crate::lifecycle::handover::{Gift, HandoverError, Heir, Left, Version};
+use crate::lifecycle::launcher::Launched;
 use crate::lifecycle::link::Link;
-use crate::lifecycle::program::{Program, Starter};
+use crate::lifecycle::program::Program;
 use crate::lifecycle::supervisor::Supervisor;
 use crate::lifecycle::{Phase, notify};
 use crate::proxy::worker::Shared;
@@ -62,7 +62,7 @@ struct Attempt {
 
 enum Started {
     /// By this process.
-    Child(Option<Child>),
+    Here(Launched),
     /// By the supervisor.
     Elsewhere { pid: u32, supervisor: Arc<Supervisor> },
 }
@@ -119,7 +119,7 @@ impl Upgrader {
             return Err(too_many(&draining));
         }
         let mut attempt = self.start().await?;
-        match self.hand_over(&attempt).await {
+        match self.hand_over(&mut attempt).await {
             Ok((report, until)) => match attempt.succeeded() {
                 Some(heir) => Ok((Follower { heir, until }, report)),
                 None => Err("it was taken back".to_owned()),
@@ -135,7 +135,7 @@ impl Upgrader {
                 let pid = supervisor.start(theirs.as_fd()).await.map_err(|error| error.to_string())?;
                 Started::Elsewhere { pid, supervisor: Arc::clone(supervisor) }
             }
-            (None, Some(program)) => Started::Child(Some(start(program, theirs)?)),
+            (None, Some(program)) => Started::Here(launch(program.clone(), theirs).await?),
             (None, None) => return Err("the path of this program is not known".to_owned()),
         };
         tracing::info!(pid = started.pid(), "upgrade: the new version has been started");
@@ -143,7 +143,7 @@ impl Upgrader {
         Ok(Attempt { heir: Some(heir), started })
     }
 
-    async fn hand_over(&self, attempt: &Attempt) -> Result<(UpgradeReport, Option<SystemTime>), HandoverError> {
+    async fn hand_over(&self, attempt: &mut Attempt) -> Result<(UpgradeReport, Option<SystemTime>), HandoverError> {
         let Some(heir) = &attempt.heir else { return Err(HandoverError::Withdrawn) };
         {
             // Held until they have arrived, and not while the new one makes up its mind: a door may close meanwhile.
@@ -159,6 +159,10 @@ impl Upgrader {
             heir.give(&gift).await?;
         }
         let ready = heir.ready(READY_WITHIN).await?;
+        // Before it says that it is the one to watch.
+        if let Started::Here(launched) = &mut attempt.started {
+            launched.let_go();
+        }
         heir.take_over().await?;
         let shutdown = self.shared.settings.borrow().shutdown;
         let cut_at = deadline(&shutdown);
@@ -177,26 +181,23 @@ impl Upgrader {
 }
 
 impl Attempt {
-    /// It serves: it is on its own from now on, and whoever reaps for this process reaps for it.
+    /// It serves: it is on its own from now on.
     fn succeeded(&mut self) -> Option<Heir> {
-        if let Started::Child(child) = &mut self.started {
-            drop(child.take());
-        }
         self.heir.take()
     }
 
     /// Why, and how the process has ended if it has.
     async fn failed(&mut self, error: HandoverError) -> String {
-        let Started::Child(child) = &mut self.started else { return error.to_string() };
+        let Started::Here(launched) = &mut self.started else { return error.to_string() };
         if !matches!(error, HandoverError::Ended | HandoverError::Refused(_)) {
             return error.to_string();
         }
         let ended = async {
             loop {
-                match child.as_mut().map(Child::try_wait) {
-                    Some(Ok(Some(status))) => return Some(status),
-                    Some(Ok(None)) => sleep(Duration::from_millis(10)).await,
-                    Some(Err(_)) | None => return None,
+                match launched.try_wait() {
+                    Ok(Some(status)) => return Some(status),
+                    Ok(None) => sleep(Duration::from_millis(10)).await,
+                    Err(_) => return None,
                 }
             }
         };
@@ -215,13 +216,8 @@ impl Drop for Attempt {
         heir.withdraw();
         match &mut self.started {
             Started::Elsewhere { pid, supervisor } => supervisor.end(*pid),
-            Started::Child(child) => {
-                if let Some(mut child) = child.take() {
-                    // It has served nobody. Gone already is as good.
-                    let _ = child.kill();
-                    std::thread::spawn(move || child.wait());
-                }
-            }
+            // It has served nobody.
+            Started::Here(launched) => launched.kill(),
         }
     }
 }
@@ -229,16 +225,16 @@ impl Drop for Attempt {
 impl Started {
     fn pid(&self) -> u32 {
         match self {
-            Self::Child(child) => child.as_ref().map_or(0, Child::id),
+            Self::Here(launched) => launched.pid(),
             Self::Elsewhere { pid, .. } => *pid,
         }
     }
 }
 
-fn start(program: &Program, link: OwnedFd) -> Result<Child, String> {
-    program
-        .start(Starter::Predecessor, link)
-        .map_err(|error| format!("cannot start {}: {error}", program.path().display()))
+/// Starts it on another thread: it takes some milliseconds.
+async fn launch(program: Program, link: OwnedFd) -> Result<Launched, String> {
+    let launched = tokio::task::spawn_blocking(move || program.launch(link)).await;
+    launched.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 fn too_many(draining: &[DrainingVersion]) -> String {

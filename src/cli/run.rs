@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{ConfigArgs, Daemon, Exit};
 use crate::config::Sources;
-use crate::lifecycle::program::STARTED_BY;
+use crate::lifecycle::program::{STARTED_BY, Starter};
 
 pub(super) const EXAMPLE: &str =
     "Settings come from the defaults, each FILE, the environment (ADIT__CONNECT__TIMEOUT=3s) and --set; the later wins.
@@ -29,9 +29,11 @@ pub(super) struct RunArgs {
 
 pub(super) fn execute(args: RunArgs, process: &Sources, daemon: Daemon) -> Exit {
     let is_first = std::process::id() == 1 || args.supervise;
-    // What a supervisor has started is not to be one.
-    if is_first && std::env::var_os(STARTED_BY).is_none() {
-        return (daemon.supervise)();
+    match std::env::var_os(STARTED_BY).as_deref().map(Starter::parse) {
+        Some(Some(Starter::Launcher)) => (daemon.launch)(),
+        // What a supervisor has started is not to be one.
+        Some(_) => (daemon.run)(args.config.sources(process)),
+        None if is_first => (daemon.supervise)(),
+        None => (daemon.run)(args.config.sources(process)),
     }
-    (daemon.run)(args.config.sources(process))
 }

@@ -6,6 +6,7 @@ use crate::config::problem::{Origin, Problem};
 const DAEMON: Daemon = Daemon {
     run: |sources| if sources.flags.iter().any(|(_, value)| value == "fail") { Exit::Failed } else { Exit::Ok },
     supervise: || Exit::Other(7),
+    launch: || Exit::Other(8),
     demo: |sources| if sources.flags.is_empty() { Exit::Ok } else { Exit::Failed },
     check_mesh: |settings| match settings.mesh.files.first() {
         None => Ok(MeshSummary::default()),

@@ -55,6 +55,8 @@ impl Origin {
                 let link = link_of_stdin().map_err(OriginError::NoLink)?;
                 Self::default().succeed(link)
             }
+            // It never comes this far.
+            Some(Some(Starter::Launcher)) => Err(OriginError::NoLink(io::ErrorKind::InvalidInput.into())),
             Some(Some(Starter::Supervisor)) => {
                 let link = link_of_stdin().map_err(OriginError::NoLink)?;
                 let begin = supervisor::begin(link).map_err(OriginError::Supervisor)?;
@@ -121,6 +123,14 @@ fn owned(number: std::os::fd::RawFd) -> OwnedFd {
     // SAFETY: the service manager has opened it for this process and for nobody else in it: numbers from 3 on, which the
     // library has checked to be open by setting FD_CLOEXEC on each. Called once, before anything else is opened.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// What a launcher has been started with.
+///
+/// # Errors
+/// When there is no such thing.
+pub fn launcher_link() -> Result<Link, OriginError> {
+    link_of_stdin().map_err(OriginError::NoLink)
 }
 
 /// Takes the link, and leaves nothing to read in its place.

@@ -19,6 +19,8 @@ const NOT_INHERITED: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", 
 pub enum Starter {
     Predecessor,
     Supervisor,
+    /// It is to start another one in its turn.
+    Launcher,
 }
 
 impl Starter {
@@ -27,12 +29,13 @@ impl Starter {
         match self {
             Self::Predecessor => "predecessor",
             Self::Supervisor => "supervisor",
+            Self::Launcher => "launcher",
         }
     }
 
     #[must_use]
     pub fn parse(text: &OsStr) -> Option<Self> {
-        [Self::Predecessor, Self::Supervisor].into_iter().find(|it| text == it.as_str())
+        [Self::Predecessor, Self::Supervisor, Self::Launcher].into_iter().find(|it| text == it.as_str())
     }
 }
 
@@ -64,12 +67,27 @@ impl Program {
         &self.path
     }
 
+    /// The same at another path.
+    #[must_use]
+    pub fn at(&self, path: PathBuf) -> Self {
+        Self { path, ..self.clone() }
+    }
+
     /// Starts it with `link` as its standard input.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self, starter: Starter, link: OwnedFd) -> io::Result<Child> {
-        let mut command = Command::new(&self.path);
+        self.start_from(&self.path, starter, link)
+    }
+
+    /// Starts the program that runs now, whatever lies at its path meanwhile.
+    pub(super) fn start_itself(&self, starter: Starter, link: OwnedFd) -> io::Result<Child> {
+        self.start_from(Path::new("/proc/self/exe"), starter, link)
+    }
+
+    fn start_from(&self, path: &Path, starter: Starter, link: OwnedFd) -> io::Result<Child> {
+        let mut command = Command::new(path);
         for variable in NOT_INHERITED {
             command.env_remove(variable);
         }
@@ -112,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn only_two_words_are_known() {
-        for starter in [Starter::Predecessor, Starter::Supervisor] {
+    fn only_three_words_are_known() {
+        for starter in [Starter::Predecessor, Starter::Supervisor, Starter::Launcher] {
             assert_eq!(Starter::parse(OsStr::new(starter.as_str())), Some(starter));
         }
         assert_eq!(Starter::parse(OsStr::new("init")), None);

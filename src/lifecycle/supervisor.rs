@@ -15,6 +15,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::launcher::BY_SIGNAL;
 use super::link::{AsyncLink, Link};
 use super::program::{Program, Starter};
 
@@ -22,8 +23,6 @@ use super::program::{Program, Starter};
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 /// How long starting a version may take.
 const START_WITHIN: Duration = Duration::from_secs(5);
-/// As a shell says it of a process that a signal has ended.
-const BY_SIGNAL: i32 = 128;
 
 /// To a version.
 #[derive(Debug, Serialize, Deserialize)]

@@ -114,10 +114,18 @@ impl<'a> Machine<'a> {
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
+        if thread::panicking() {
+            show(&format!("{}\n{}", self.console(), self.log()));
+        }
         // With it ends the namespace and whatever runs in it.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
     }
+}
+
+#[expect(clippy::print_stderr, reason = "what systemd and the daemon said is half of every failure")]
+fn show(said: &str) {
+    eprintln!("{said}");
 }
 
 fn carries(lab: &Lab, door: &Door) {
