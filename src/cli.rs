@@ -11,8 +11,10 @@ mod completions;
 mod demo;
 mod exit;
 mod explain;
+mod man;
 mod output;
 mod redirect;
+mod reference;
 mod run;
 
 use std::ffi::OsString;
@@ -91,6 +93,12 @@ enum Command {
     /// Print a completion script for a shell
     #[command(after_help = completions::EXAMPLE)]
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages, for packages
+    #[command(hide = true, after_help = man::EXAMPLE)]
+    Man(man::ManArgs),
+    /// Print the reference of all settings as Markdown
+    #[command(hide = true, after_help = reference::EXAMPLE)]
+    Reference,
 }
 
 /// Where settings come from, beside the environment.
@@ -143,6 +151,8 @@ fn run_in(
         Command::Upgrade(args) => args.run(output),
         Command::Healthcheck(args) => args.run(output),
         Command::Completions(args) => completions::execute(&args, &mut Cli::command(), output),
+        Command::Man(args) => man::execute(&args, Cli::command(), output),
+        Command::Reference => output.data(reference::markdown().trim_end()),
     }
 }
 

@@ -7,7 +7,8 @@
 //! In: [`Sources`], a value. Out: [`Settings`], or all [`Problems`] at once, each with where it was written, the key
 //! path, what was found and expected, and a hint. Nothing here logs, and nothing wrong is ever replaced by a default.
 //!
-//! The one list of keys is `schema`; `config/adit.yaml` shows them all with their defaults.
+//! The one list of keys is `schema`; `config/adit.yaml` shows them all with their defaults and says what they are for, from
+//! which `reference` makes what people read.
 
 pub mod auto;
 mod checks;
@@ -15,6 +16,7 @@ pub mod demo;
 mod kinds;
 mod layers;
 pub mod problem;
+pub mod reference;
 pub mod reload;
 mod render;
 mod schema;

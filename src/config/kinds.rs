@@ -147,7 +147,7 @@ pub(in crate::config) static PACKET_MARK: Kind<Option<NonZeroU32>> =
 pub(in crate::config) static PATH: Kind<PathBuf> = Kind {
     parse: |node| match node.as_text() {
         Some("") => Ok(PathBuf::new()),
-        _ => path(node),
+        _ => path(node, "a path"),
     },
     show: |path| json!(path.display().to_string()),
 };
@@ -155,9 +155,9 @@ pub(in crate::config) static PATH: Kind<PathBuf> = Kind {
 /// One path may stand for a list of one.
 pub(in crate::config) static PATHS: Kind<Vec<PathBuf>> = Kind {
     parse: |node| match node {
-        Node::List(items) => items.iter().map(path).collect(),
+        Node::List(items) => items.iter().map(listed_path).collect(),
         Node::Null => Ok(Vec::new()),
-        one => path(one).map(|path| vec![path]),
+        one => listed_path(one).map(|path| vec![path]),
     },
     show: |paths| paths.iter().map(|path| json!(path.display().to_string())).collect(),
 };
@@ -269,10 +269,14 @@ fn packet_mark(node: &Node) -> Checked<Option<NonZeroU32>> {
     }
 }
 
-fn path(node: &Node) -> Checked<PathBuf> {
+fn listed_path(node: &Node) -> Checked<PathBuf> {
+    path(node, "paths of files or folders")
+}
+
+fn path(node: &Node, expected: &'static str) -> Checked<PathBuf> {
     match node.as_text() {
         Some(text) if !text.is_empty() && !text.contains('\0') => Ok(text.into()),
-        _ => Err(Mismatch::new(node, "paths of files or folders")),
+        _ => Err(Mismatch::new(node, expected)),
     }
 }
 

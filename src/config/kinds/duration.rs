@@ -51,13 +51,13 @@ pub(in crate::config) static KEEPALIVE: Kind<Duration> = Kind {
 /// What the kernel takes for `TCP_USER_TIMEOUT`: milliseconds in 31 bits.
 pub(in crate::config) static USER_TIMEOUT: Kind<Option<Duration>> = Kind {
     parse: |node| {
-        let value = (POSITIVE_OR_OFF.parse)(node)?;
+        const EXPECTED: &str = "a duration of whole milliseconds, 1ms to 24d, or off";
+        let other = |mismatch: Mismatch| Mismatch { expected: EXPECTED.into(), ..mismatch };
+        let value = (POSITIVE_OR_OFF.parse)(node).map_err(other)?;
         let allowed =
             |value: &Duration| value.subsec_nanos().is_multiple_of(1_000_000) && value.as_millis() <= 2_147_483_647;
         match value {
-            Some(value) if !allowed(&value) => {
-                Err(Mismatch::new(node, "a duration of whole milliseconds, 1ms to 24d, or off"))
-            }
+            Some(value) if !allowed(&value) => Err(Mismatch::new(node, EXPECTED)),
             fine => Ok(fine),
         }
     },
