@@ -186,3 +186,38 @@ fn endpoints_that_drain_under_load() {
         near.stop();
     });
 }
+
+/// Two endpoints are upgraded in turn under the same load: the old version's GOAWAY and the new version's first tunnels cross what
+/// clients open, and not one connection fails.
+#[test]
+fn endpoints_that_are_upgraded_under_load() {
+    isolated_within(LONG, || {
+        let three = Three::new();
+        let lab = &three.ground.lab;
+        let near = three.near(NO_RECORDS);
+        let ends = [(&lab.server, three.far(NO_RECORDS)), (&lab.client, three.other(NO_RECORDS))];
+        for (host, _) in &ends {
+            echo(host, APP);
+        }
+        let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| load(&lab.adit, &stop, &count));
+            }
+            let _stopped = Stop(&stop);
+            for round in 0..8 {
+                let before = count.load(Ordering::Relaxed);
+                let (host, adit) = &ends[round % 2];
+                let output = host.command(env!("CARGO_BIN_EXE_adit")).arg("upgrade").output().expect("the binary");
+                assert!(output.status.success(), "{output:?}\n{}", adit.log().join("\n"));
+                until(LIMIT, "a hundred connections more", || {
+                    (count.load(Ordering::Relaxed) > before + 100).then_some(())
+                });
+            }
+        });
+        for (_, adit) in &ends {
+            assert!(adit.log().iter().any(|line| line.contains("taken over; the version before drains")));
+        }
+        near.stop();
+    });
+}
