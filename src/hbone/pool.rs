@@ -46,6 +46,9 @@ use crate::telemetry::TunnelEnd;
 
 /// Tunnels without streams that a worker keeps; beyond, those that have been idle longest go early.
 pub const IDLE_TUNNELS: usize = 1000;
+/// After so long without streams a tunnel goes that was opened beyond `tunnel.maxPerPeer` because the others were full: what
+/// a burst has opened is not kept as long as what is needed every day.
+pub const SURPLUS_AFTER: Duration = Duration::from_secs(5);
 
 /// What streams must have in common to share a tunnel. Our own identity is one per process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -228,6 +231,9 @@ impl Pool {
             {
                 tracing::error!("a task of the tunnel pool has failed");
             }
+        }
+        for client in self.rows().iter().flat_map(|row| row.surplus(now, limits)) {
+            client.retire(TunnelEnd::Idle);
         }
         let mut idle: Vec<(Duration, Rc<Client>)> = Vec::new();
         self.retire_where(|_, client| {

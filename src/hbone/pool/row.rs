@@ -8,14 +8,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::ClientConfig;
 use tokio::sync::oneshot;
 
 use crate::config::settings::Tunnel as Limits;
 use crate::hbone::client::{Client, OpenError, Slot, Stage};
-use crate::hbone::pool::TunnelKey;
 use crate::hbone::pool::choice::{self, Load};
+use crate::hbone::pool::{SURPLUS_AFTER, TunnelKey};
 use crate::identity::TlsGeneration;
 use crate::telemetry::TunnelEnd;
 
@@ -62,6 +63,17 @@ impl Row {
             disowned: Cell::new((0, TunnelEnd::Idle)),
             config: RefCell::default(),
         })
+    }
+
+    /// Tunnels beyond `tunnel.maxPerPeer` that have had no stream for a while, the latest first.
+    pub(super) fn surplus(&self, now: Instant, limits: &Limits) -> Vec<Rc<Client>> {
+        let clients = self.clients.borrow();
+        let most = usize::try_from(limits.max_per_peer.get()).unwrap_or(usize::MAX);
+        let idle = clients
+            .iter()
+            .rev()
+            .filter(|client| client.is_settled() && client.tunnel.idle(now).is_some_and(|idle| idle >= SURPLUS_AFTER));
+        idle.take(clients.len().saturating_sub(most)).cloned().collect()
     }
 
     pub(super) fn limits(&self) -> Limits {

@@ -81,6 +81,36 @@ fn more_idle_tunnels_than_allowed_go_early() {
     });
 }
 
+/// What a burst has opened because all were full does not stay as long as the rest.
+#[test]
+fn idle_tunnels_beyond_those_of_a_peer_go_early() {
+    on_worker(|| async {
+        let mut world = World::new();
+        world.limits.max_streams = 2.try_into().expect("not zero");
+        world.limits.max_per_peer = 2.try_into().expect("not zero");
+        let peer = world.peer();
+        let key = key(peer.address);
+        let mut burst = Vec::new();
+        for _ in 0..10 {
+            burst.push(world.open(&key).await.expect("opened"));
+        }
+        let mut tunnels: Vec<_> = burst.iter().map(|stream| Rc::clone(&stream.tunnel)).collect();
+        tunnels.dedup_by(|one, other| Rc::ptr_eq(one, other));
+        assert_eq!(tunnels.len(), 5);
+        // One of the later ones is still in use.
+        burst.drain(..8);
+        until("four are idle", || tunnels.iter().filter(|it| it.idle(Instant::now()).is_some()).count() == 4).await;
+        let open = || tunnels.iter().filter(|it| it.retiring().is_none()).count();
+        world.sweep_after(3);
+        assert_eq!(open(), 5);
+        world.sweep_after(11);
+        assert_eq!(open(), 2);
+        assert!(tunnels[4].retiring().is_none(), "it has streams");
+        world.sweep_after(298);
+        assert_eq!(open(), 2, "the rest stays as long as ever");
+    });
+}
+
 #[test]
 fn old_tunnels_are_replaced_by_age() {
     on_worker(|| async {
