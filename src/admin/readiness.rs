@@ -37,6 +37,10 @@ impl ReadinessEndpoint {
     /// What stands against being ready; empty means ready.
     #[must_use]
     pub fn blockers(&self) -> Vec<BlockerInfo> {
+        // Whoever asks asks about the service, and that is well: another process serves it.
+        if self.lifecycle.is_superseded() {
+            return Vec::new();
+        }
         let mut blockers: Vec<_> = self.readiness.blockers().iter().map(BlockerInfo::from).collect();
         if let Some(phase) = self.phase_blocker()
             && blockers.iter().all(|blocker| blocker.name != phase.name)

@@ -50,8 +50,12 @@ const REQUESTS: usize = 4;
 const READING: &str = "the mesh files are being read";
 /// How long the workers may take to begin.
 const START_WITHIN: Duration = Duration::from_secs(1);
+/// How long the surfaces of a superseded process may take to answer whoever has come to them.
+const SURFACES_WITHIN: Duration = Duration::from_secs(2);
 /// How long an exit at once may take to reset what is open.
 const RESET_WITHIN: Duration = Duration::from_millis(300);
+
+type LocalTask = tokio::task::JoinHandle<()>;
 
 /// The parts that everything else holds on to.
 pub(super) struct Daemon {
@@ -186,8 +190,9 @@ impl Daemon {
             Controller::new(Arc::clone(&shared), mesh.status.clone(), reload_status, requests, predecessors, &doors)
                 .with_identity(rotation, Arc::clone(&self.metrics));
         let successor = self.succession.is_successor();
-        surfaces::start(&shared, &self.metrics, &mut doors, &settings, controller, successor);
-        housekeeping::start_watchdog(&shared);
+        let surfaces = surfaces::start(&shared, &self.metrics, &mut doors, &settings, controller, successor);
+        housekeeping::start_watchdog(&shared, successor);
+        let owns_socket_file = doors.owns_socket_file();
         let (followed, mut follower) = oneshot::channel();
         let upgrader = tokio::task::spawn_local(self.upgrader(&mut doors, followed).run(upgrade_requests));
         if demo {
@@ -197,6 +202,9 @@ impl Daemon {
         let mut succession = std::mem::take(&mut self.succession);
         let running = async {
             self.come_up(&settings, mesh, asked_of_mesh, &mut succession).await?;
+            if let Some(owned) = owns_socket_file {
+                owned.store(true, Ordering::Relaxed);
+            }
             if demo {
                 demo::ready(&shared.lifecycle, &shared.readiness).await;
                 demo::greet(&doors, &settings.mesh.files).context("cannot print")?;
@@ -204,6 +212,9 @@ impl Daemon {
             anyhow::Ok(())
         };
         let follower = tokio::select! {
+            biased;
+            // No upgrader can fail while this waits for one.
+            Ok(follower) = &mut follower => Some(follower),
             // Once it is up, only whoever asks ends it.
             Err(error) = running => {
                 shared.lifecycle.advance(Phase::Stopped);
@@ -211,10 +222,8 @@ impl Daemon {
                 return Err(error);
             }
             () = asking.asked() => None,
-            // No upgrader can fail while this waits for one.
-            Ok(follower) = &mut follower => Some(follower),
         };
-        let end = Box::pin(self.finish(threads, &mut asking, follower)).await;
+        let end = Box::pin(self.finish(threads, &mut asking, follower, surfaces)).await;
         // A new version that does not serve yet ends with it.
         let _ = timeout(RESET_WITHIN, upgrader).await;
         Ok(end)
@@ -224,7 +233,7 @@ impl Daemon {
         Upgrader {
             program: self.program.clone(),
             handles: std::mem::take(&mut doors.handles),
-            socket_file: doors.socket_file.take(),
+            owns_socket_file: doors.owns_socket_file(),
             supervisor: self.succession.supervisor(),
             predecessors: self.succession.predecessors.clone(),
             shared: Arc::clone(&self.shared),
@@ -270,7 +279,13 @@ impl Daemon {
     }
 
     /// Drains, unless a second signal says otherwise, and ends the threads. What else asks meanwhile changes nothing.
-    async fn finish(self, threads: Vec<JoinHandle<()>>, asking: &mut Asking, follower: Option<Follower>) -> End {
+    async fn finish(
+        self,
+        threads: Vec<JoinHandle<()>>,
+        asking: &mut Asking,
+        follower: Option<Follower>,
+        surfaces: Vec<LocalTask>,
+    ) -> End {
         let settings = self.settings.borrow().shutdown;
         let open = self.shared.limits.usage(Scope::Total).0;
         match follower {
@@ -279,8 +294,9 @@ impl Daemon {
                 tracing::info!(connections = open, until, "upgraded: what is open stays here and drains");
                 tokio::task::spawn_local(upgrade::tell(follower, Arc::clone(&self.shared)));
             }
-            None => notify::stopping(open, settings.deadline.map(|deadline| settings.pre_drain + deadline)),
+            None => notify::stopping(open),
         }
+        tokio::task::spawn_local(housekeeping::extend_stop());
         let cuts = || self.metrics.workers.closed(CloseReason::Drain);
         let mut forced = false;
         tokio::select! {
@@ -301,6 +317,15 @@ impl Daemon {
                 // Whatever cannot be reset in this time must not hold the exit up.
                 let _ = timeout(RESET_WITHIN, all_ended(&threads)).await;
             }
+        }
+        if self.shared.lifecycle.is_superseded() && !forced {
+            // Whoever has come to this process is still answered here.
+            let ended = async {
+                for server in surfaces {
+                    let _panicked = server.await;
+                }
+            };
+            let _ = timeout(SURFACES_WITHIN, ended).await;
         }
         self.shared.lifecycle.advance(Phase::Stopped);
         if forced || self.shared.force_until.get().is_some() { End::Forced } else { End::Drained }

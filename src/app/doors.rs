@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use thiserror::Error;
@@ -57,7 +58,7 @@ pub(super) struct Doors {
     /// All sockets, for the next version.
     pub(super) handles: Vec<Handle>,
     /// Removed when this is dropped.
-    pub(super) socket_file: Option<SocketFile>,
+    socket_file: Option<SocketFile>,
     /// How many sockets were given and are in use.
     pub(super) taken: usize,
     /// Listeners that were opened by this process.
@@ -105,27 +106,39 @@ impl AsFd for Held {
     }
 }
 
-/// The admin API's socket file.
+/// The admin API's socket file. Dropped, it is removed if it is this process's.
 #[derive(Debug)]
-pub(super) struct SocketFile(Option<PathBuf>);
+pub(super) struct SocketFile {
+    path: PathBuf,
+    owned: Arc<AtomicBool>,
+}
 
 impl SocketFile {
-    /// Another process listens there from now on.
-    pub(super) fn keep(&mut self) {
-        self.0 = None;
+    fn new(path: &Path, owned: bool) -> Self {
+        Self { path: path.to_owned(), owned: Arc::new(AtomicBool::new(owned)) }
+    }
+
+    /// Whether it is this process that serves there: not before it has taken over, not after another one has.
+    pub(super) fn owned(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.owned)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        if self.owned.load(Ordering::Relaxed) {
             // Gone already is as good.
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
 impl Doors {
+    /// See [`SocketFile::owned`].
+    pub(super) fn owns_socket_file(&self) -> Option<Arc<AtomicBool>> {
+        self.socket_file.as_ref().map(SocketFile::owned)
+    }
+
     /// Opens all doors that are on, for `workers` data workers, with what was `given` as far as it fits. Must run inside the
     /// control runtime.
     ///
@@ -184,7 +197,9 @@ impl Doors {
         let mark = settings.packet_mark.filter(|_| captures && !transparent).map(std::num::NonZeroU32::get);
         let options = ListenOptions { sockets: workers, mark, transparent, keepalive: Some(settings.keepalive) };
         let name = door.as_str();
+        let before = self.taken;
         let listeners = self.open(name, address, options, given)?;
+        let adopted = (self.taken > before).then_some(options);
         let first = listeners.iter().flatten().next();
         let bound = first.and_then(|listener| listener.local_addr().ok()).unwrap_or(address);
         let mut seen = std::collections::BTreeSet::new();
@@ -195,7 +210,7 @@ impl Doors {
                 if rustix::fs::fstat(&*listener).map_or(true, |of| seen.insert(of.st_ino)) {
                     self.handles.push(Handle { name, socket: HandleOf::Door(Arc::downgrade(&listener)) });
                 }
-                worker.push(WorkerDoor { door, listener });
+                worker.push(WorkerDoor { door, listener, adopted });
             }
         }
         Ok(bound)
@@ -234,7 +249,7 @@ impl Doors {
             listener.set_nonblocking(true).map_err(register)?;
             self.surface("admin", listener.try_clone().map_err(register)?.into());
             self.taken += 1;
-            self.socket_file = Some(SocketFile(Some(path.to_owned())));
+            self.socket_file = Some(SocketFile::new(path, false));
             return Ok(HttpListener::Unix(UnixListener::from_std(listener).map_err(register)?));
         }
         let (listener, file) = unix(path)?;
@@ -289,7 +304,7 @@ fn unix(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
     let listener = listener.map_err(|error| fail("bind", error))?;
-    let file = SocketFile(Some(path.to_owned()));
+    let file = SocketFile::new(path, true);
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|error| fail("chmod", error))?;
     Ok((listener, file))
 }

@@ -10,7 +10,7 @@ use crate::app::control::stuck_workers;
 use crate::app::preserve;
 use crate::config::Settings;
 use crate::config::settings::PreserveSource;
-use crate::lifecycle::notify;
+use crate::lifecycle::{Phase, notify};
 use crate::mesh::MeshStatus;
 use crate::proxy::worker::Shared;
 use crate::telemetry::metrics::Metrics;
@@ -18,6 +18,9 @@ use crate::telemetry::reloads::Reloaded;
 
 /// How often gone peers' metrics are looked for.
 const SWEEP_METRICS_EVERY: Duration = Duration::from_secs(30);
+
+/// How much more time a drain asks the service manager for, each time.
+const STOP_EXTENDED_BY: Duration = Duration::from_secs(15);
 
 /// Starts all of it that needs a state; returns once connecting from a client's address has been tried.
 pub(super) async fn start(
@@ -41,12 +44,24 @@ pub(super) async fn start(
     });
 }
 
+/// Asks the service manager for more time, again and again, as long as the process drains.
+pub(super) async fn extend_stop() {
+    loop {
+        notify::extend(STOP_EXTENDED_BY);
+        sleep(STOP_EXTENDED_BY / 3).await;
+    }
+}
+
 /// Tells the service manager that all is well, as often as it asks for; not while a worker is stuck, and not any more once
 /// another process serves.
-pub(super) fn start_watchdog(shared: &Arc<Shared>) {
+/// A `successor` says nothing before it serves: it is the other one that is watched.
+pub(super) fn start_watchdog(shared: &Arc<Shared>, successor: bool) {
     let Some(period) = notify::watchdog() else { return };
     let shared = Arc::clone(shared);
     tokio::task::spawn_local(async move {
+        if successor {
+            shared.lifecycle.reached(Phase::Ready).await;
+        }
         while !shared.lifecycle.is_superseded() {
             if stuck_workers(&shared).is_empty() {
                 notify::alive();

@@ -79,9 +79,15 @@ impl Reloader {
                     }
                 }
                 Some(answer) = requests.recv() => {
-                    notify::reloading();
+                    // Before and after it serves this is nothing to tell.
+                    let serves = lifecycle.phase() == Phase::Ready;
+                    if serves {
+                        notify::reloading();
+                    }
                     let report = self.reload_all().await;
-                    notify::reloaded();
+                    if serves {
+                        notify::reloaded();
+                    }
                     if let Some(answer) = answer {
                         // Whoever asked has given up.
                         let _ = answer.send(report);

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
+
 use crate::admin::HostRule;
 use crate::admin::endpoint::AdminEndpoint;
 use crate::admin::http::{Endpoint, HttpServer};
@@ -16,7 +18,7 @@ use crate::lifecycle::Phase;
 use crate::proxy::worker::Shared;
 use crate::telemetry::metrics::Metrics;
 
-/// Serves what is open of them: at once, or, for a `successor`, when it is ready. Until then whoever asks is answered by the
+/// Serves what is open of them: at once, or, for a `successor`, when it is ready, and never if it does not come to that. Until then whoever asks is answered by the
 /// version that serves: the sockets are both's.
 pub(super) fn start(
     shared: &Arc<Shared>,
@@ -25,7 +27,8 @@ pub(super) fn start(
     settings: &Settings,
     controller: Controller,
     successor: bool,
-) {
+) -> Vec<JoinHandle<()>> {
+    let mut servers = Vec::new();
     let reserve = FdReserve::default();
     let hosts = match settings.listen.admin {
         Some(AdminAddr::Unix(_)) => HostRule::Any,
@@ -50,12 +53,16 @@ pub(super) fn start(
         if let Some(listener) = listener {
             let server = HttpServer::new(name, listener, endpoint, reserve.clone());
             let lifecycle = shared.lifecycle.clone();
-            tokio::task::spawn_local(async move {
+            servers.push(tokio::task::spawn_local(async move {
                 if successor {
                     lifecycle.reached(Phase::Ready).await;
+                    if !lifecycle.may_accept() {
+                        return;
+                    }
                 }
                 server.run(lifecycle).await;
-            });
+            }));
         }
     }
+    servers
 }

@@ -6,16 +6,17 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::admin::api::{DrainingVersion, UpgradeReport, rfc3339};
-use crate::app::doors::{Handle, SocketFile};
+use crate::app::doors::Handle;
 use crate::app::succession::{MOST_DRAINING, Predecessors};
 use crate::config::settings::Shutdown;
-use crate::lifecycle::handover::{Gift, HandoverError, Heir, Left, Version};
+use crate::lifecycle::handover::{Gift, HandoverError, Heir, Left, Ready, Version};
 use crate::lifecycle::launcher::Launched;
 use crate::lifecycle::link::Link;
 use crate::lifecycle::program::Program;
@@ -38,7 +39,7 @@ pub(super) type Request = Option<oneshot::Sender<Result<UpgradeReport, String>>>
 pub(super) struct Upgrader {
     pub(super) program: Option<Program>,
     pub(super) handles: Vec<Handle>,
-    pub(super) socket_file: Option<SocketFile>,
+    pub(super) owns_socket_file: Option<Arc<AtomicBool>>,
     pub(super) supervisor: Option<Arc<Supervisor>>,
     pub(super) predecessors: Predecessors,
     pub(super) shared: Arc<Shared>,
@@ -54,6 +55,12 @@ pub(super) struct Follower {
     pub(super) until: Option<SystemTime>,
 }
 
+/// A new version that could serve.
+struct Prepared {
+    heir: Heir,
+    ready: Ready,
+}
+
 /// A new version that does not serve yet. Dropped, it is taken back and ended.
 struct Attempt {
     heir: Option<Heir>,
@@ -64,12 +71,12 @@ enum Started {
     /// By this process.
     Here(Launched),
     /// By the supervisor.
-    Elsewhere { pid: u32, supervisor: Arc<Supervisor> },
+    Elsewhere { number: u64, supervisor: Arc<Supervisor> },
 }
 
 impl Upgrader {
     /// Until an upgrade has succeeded or the process is told to stop.
-    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+    pub(super) async fn run(self, mut requests: mpsc::Receiver<Request>) {
         let lifecycle = self.shared.lifecycle.clone();
         loop {
             let answer = tokio::select! {
@@ -78,17 +85,25 @@ impl Upgrader {
                 Some(answer) = requests.recv() => answer,
             };
             notify::status("upgrading");
-            let outcome = tokio::select! {
+            let prepared = tokio::select! {
                 biased;
                 () = lifecycle.reached(Phase::PreDrain) => Err("adit is stopping".to_owned()),
-                outcome = self.upgrade() => outcome,
+                prepared = self.prepare() => prepared,
             };
+            let outcome = match prepared {
+                Ok(prepared) => self.commit(prepared).await,
+                Err(reason) => Err(reason),
+            };
+            // Who has asked meanwhile has seen it.
+            while let Ok(Some(asked)) = requests.try_recv() {
+                let _ = asked.send(Err("an upgrade was under way already".to_owned()));
+            }
             match outcome {
                 Ok((follower, report)) => {
-                    if let Some(file) =
-                        self.socket_file.as_mut().filter(|_| !report.left.iter().any(|it| it == "admin"))
+                    if let Some(owned) =
+                        self.owns_socket_file.as_ref().filter(|_| !report.left.iter().any(|it| it == "admin"))
                     {
-                        file.keep();
+                        owned.store(false, Ordering::Relaxed);
                     }
                     if let Some(answer) = answer {
                         // Whoever asked has given up.
@@ -100,8 +115,10 @@ impl Upgrader {
                     return;
                 }
                 Err(reason) => {
-                    tracing::error!(reason, "the upgrade has failed: this version goes on serving");
-                    notify::status("accepting connections; the last upgrade has failed");
+                    tracing::error!(reason, "the upgrade has failed: nothing has changed");
+                    if lifecycle.phase() == Phase::Ready {
+                        notify::status("accepting connections; the last upgrade has failed");
+                    }
                     if let Some(answer) = answer {
                         let _ = answer.send(Err(reason));
                     }
@@ -110,7 +127,8 @@ impl Upgrader {
         }
     }
 
-    async fn upgrade(&self) -> Result<(Follower, UpgradeReport), String> {
+    /// Brings a new version as far as that it could serve.
+    async fn prepare(&self) -> Result<Prepared, String> {
         if self.shared.lifecycle.phase() != Phase::Ready {
             return Err("this version does not serve yet".to_owned());
         }
@@ -120,30 +138,48 @@ impl Upgrader {
         }
         let mut attempt = self.start().await?;
         match self.hand_over(&mut attempt).await {
-            Ok((report, until)) => match attempt.succeeded() {
-                Some(heir) => Ok((Follower { heir, until }, report)),
+            Ok(ready) => match attempt.heir.take() {
+                Some(heir) => Ok(Prepared { heir, ready }),
                 None => Err("it was taken back".to_owned()),
             },
             Err(error) => Err(format!("the new version cannot serve: {}", attempt.failed(error).await)),
         }
     }
 
+    /// Lets it serve. It may accept connections from here on, so it is not ended any more whatever happens here.
+    async fn commit(&self, Prepared { heir, ready }: Prepared) -> Result<(Follower, UpgradeReport), String> {
+        heir.take_over().await.map_err(|error| format!("the new version has failed as it took over: {error}"))?;
+        let shutdown = self.shared.settings.borrow().shutdown;
+        let until = deadline(&shutdown);
+        let left = left(&self.shared, until);
+        let report = UpgradeReport {
+            from: Version::own(),
+            to: ready.version,
+            moved: ready.moved,
+            opened: ready.opened,
+            left: ready.left,
+            connections: left.connections,
+            until: left.until,
+        };
+        Ok((Follower { heir, until }, report))
+    }
+
     async fn start(&self) -> Result<Attempt, String> {
         let (ours, theirs) = Link::pair().map_err(|error| format!("cannot make a link: {error}"))?;
         let started = match (&self.supervisor, &self.program) {
             (Some(supervisor), _) => {
-                let pid = supervisor.start(theirs.as_fd()).await.map_err(|error| error.to_string())?;
-                Started::Elsewhere { pid, supervisor: Arc::clone(supervisor) }
+                let number = supervisor.start(theirs.as_fd()).await.map_err(|error| error.to_string())?;
+                Started::Elsewhere { number, supervisor: Arc::clone(supervisor) }
             }
             (None, Some(program)) => Started::Here(launch(program.clone(), theirs).await?),
             (None, None) => return Err("the path of this program is not known".to_owned()),
         };
-        tracing::info!(pid = started.pid(), "upgrade: the new version has been started");
+        tracing::info!("upgrade: the new version has been started");
         let heir = Heir::new(ours).map_err(|error| format!("cannot watch the link: {error}"))?;
         Ok(Attempt { heir: Some(heir), started })
     }
 
-    async fn hand_over(&self, attempt: &mut Attempt) -> Result<(UpgradeReport, Option<SystemTime>), HandoverError> {
+    async fn hand_over(&self, attempt: &mut Attempt) -> Result<Ready, HandoverError> {
         let Some(heir) = &attempt.heir else { return Err(HandoverError::Withdrawn) };
         {
             // Held until they have arrived, and not while the new one makes up its mind: a door may close meanwhile.
@@ -163,29 +199,11 @@ impl Upgrader {
         if let Started::Here(launched) = &mut attempt.started {
             launched.let_go();
         }
-        heir.take_over().await?;
-        let shutdown = self.shared.settings.borrow().shutdown;
-        let cut_at = deadline(&shutdown);
-        let Left { connections, until } = left(&self.shared, cut_at);
-        let report = UpgradeReport {
-            from: Version::own(),
-            to: ready.version,
-            moved: ready.moved,
-            opened: ready.opened,
-            left: ready.left,
-            connections,
-            until,
-        };
-        Ok((report, cut_at))
+        Ok(ready)
     }
 }
 
 impl Attempt {
-    /// It serves: it is on its own from now on.
-    fn succeeded(&mut self) -> Option<Heir> {
-        self.heir.take()
-    }
-
     /// Why, and how the process has ended if it has.
     async fn failed(&mut self, error: HandoverError) -> String {
         let Started::Here(launched) = &mut self.started else { return error.to_string() };
@@ -215,18 +233,9 @@ impl Drop for Attempt {
         let Some(heir) = self.heir.take() else { return };
         heir.withdraw();
         match &mut self.started {
-            Started::Elsewhere { pid, supervisor } => supervisor.end(*pid),
+            Started::Elsewhere { number, supervisor } => supervisor.end(*number),
             // It has served nobody.
             Started::Here(launched) => launched.kill(),
-        }
-    }
-}
-
-impl Started {
-    fn pid(&self) -> u32 {
-        match self {
-            Self::Here(launched) => launched.pid(),
-            Self::Elsewhere { pid, .. } => *pid,
         }
     }
 }

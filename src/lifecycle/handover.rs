@@ -206,15 +206,20 @@ impl Heir {
         }
     }
 
-    /// Lets it serve; returns once it accepts.
+    /// Lets it serve; returns once it accepts. From here on there is no way back but its end: it may accept already when it is
+    /// late to say so.
     ///
     /// # Errors
-    /// What it did instead.
+    /// When it has ended instead.
     pub async fn take_over(&self) -> Result<(), HandoverError> {
         self.link.send(&Down::TakeOver, &[]).map_err(HandoverError::of_link)?;
-        match self.answer(ANSWER_WITHIN).await? {
-            Up::Accepting => Ok(()),
-            other => Err(refusal(other)),
+        loop {
+            match self.answer(ANSWER_WITHIN).await {
+                Ok(Up::Accepting) => return Ok(()),
+                Ok(_) => {}
+                Err(HandoverError::Silent) => tracing::warn!("the new version has not said yet that it accepts"),
+                Err(error) => return Err(error),
+            }
         }
     }
 

@@ -22,6 +22,8 @@ use super::program::{Program, Starter};
 const SAY_WITHIN: Duration = Duration::from_secs(5);
 /// As a shell says it of a process that a signal has ended.
 pub const BY_SIGNAL: i32 = 128;
+/// `SIGRTMAX`.
+const LAST_SIGNAL: i32 = 64;
 
 /// To the launcher; the link for the new version comes along.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,15 +35,17 @@ struct Launch {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Said {
-    Started { pid: u32 },
-    NotStarted { reason: String },
+    /// With a handle of the process.
+    Started,
+    NotStarted {
+        reason: String,
+    },
 }
 
 /// A version that has been started and not let go.
 #[derive(Debug)]
 pub struct Launched {
-    pid: Pid,
-    /// Of the new version, whose number may be another's once it has been let go and has ended.
+    /// Of the new version: its number may be another's once it has ended.
     handle: OwnedFd,
     launcher: Child,
     /// While this is open the launcher waits.
@@ -59,12 +63,12 @@ impl Program {
         let mut launcher = self.start_itself(Starter::Launcher, theirs)?;
         drop(link);
         let started = match hold.receive_blocking::<Said>(SAY_WITHIN) {
-            Ok((Said::Started { pid }, _)) => handle_of(pid),
+            Ok((Said::Started, mut handles)) => handles.pop().ok_or_else(|| io::ErrorKind::InvalidData.into()),
             Ok((Said::NotStarted { reason }, _)) => Err(io::Error::other(reason)),
             Err(error) => Err(error),
         };
         match started {
-            Ok((pid, handle)) => Ok(Launched { pid, handle, launcher, hold: Some(hold) }),
+            Ok(handle) => Ok(Launched { handle, launcher, hold: Some(hold) }),
             Err(error) => {
                 let _ = launcher.kill();
                 let _ = launcher.wait();
@@ -75,11 +79,6 @@ impl Program {
 }
 
 impl Launched {
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid.as_raw_nonzero().get().unsigned_abs()
-    }
-
     /// How it has ended, if it has; as a shell says it if by a signal.
     ///
     /// # Errors
@@ -87,30 +86,34 @@ impl Launched {
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         let status = self.launcher.try_wait()?;
         Ok(status.map(|status| match status.code() {
-            Some(code) if code > BY_SIGNAL => ExitStatus::from_raw(code - BY_SIGNAL),
+            Some(code) if (1..=LAST_SIGNAL).contains(&(code - BY_SIGNAL)) => ExitStatus::from_raw(code - BY_SIGNAL),
             _ => status,
         }))
     }
 
-    /// From now on it is not ours: whoever adopts orphans has it. Blocks for as long as it takes the launcher to end.
+    /// From now on it is not ours: whoever adopts orphans has it.
     pub fn let_go(&mut self) {
-        self.hold = None;
-        // It has nothing else to do.
-        let _ = self.launcher.wait();
+        if self.hold.take().is_some() {
+            // It has nothing else to do, and may stand still.
+            let _ = self.launcher.kill();
+            let _ = self.launcher.wait();
+        }
     }
 
     /// Ends it at once. Gone already is as good.
     pub fn kill(&mut self) {
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
-        if self.hold.take().is_some() {
-            let _ = self.launcher.wait();
-        }
+        self.let_go();
     }
 }
 
-fn handle_of(pid: u32) -> io::Result<(Pid, OwnedFd)> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    Ok((pid, pidfd_open(pid, PidfdFlags::empty())?))
+/// One that nobody has let go comes to nothing.
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if self.hold.is_some() {
+            self.kill();
+        }
+    }
 }
 
 /// Which of the two came first.
@@ -133,7 +136,9 @@ pub fn run(link: Link, program: &Program) -> io::Result<u8> {
             return Ok(1);
         }
     };
-    link.send(&Said::Started { pid: child.id() }, &[])?;
+    // Before anybody waits for it, so that the number is still its own.
+    let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    link.send(&Said::Started, &[handle.as_fd()])?;
     let (first, which) = mpsc::sync_channel(2);
     let ended = first.clone();
     // Neither is waited for once the other has come: the process ends with this function.

@@ -1,7 +1,7 @@
 //! A link between two processes of adit: JSON messages with descriptors, over a connected `SOCK_SEQPACKET` pair of Unix
 //! sockets. A message arrives whole or not at all; an end that is gone is the end of the stream.
 //!
-//! Blocking methods are for the start, before there is a runtime; nothing else may use them.
+//! Blocking methods are for the start, before there is a runtime, and for threads that may block.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -58,7 +58,11 @@ impl Program {
         let executable = std::env::current_exe()?;
         let working_dir = std::env::current_dir()?;
         let search = std::env::var_os("PATH").unwrap_or_default();
-        let path = named(&first, &working_dir, &search, &executable).unwrap_or(executable);
+        let path = named(&first, &working_dir, &search, &executable).unwrap_or_else(|| {
+            // Replaced since it was started: then its name is all there is.
+            let is_path = first.as_encoded_bytes().contains(&b'/');
+            if is_path && !executable.exists() { working_dir.join(&first) } else { executable }
+        });
         Ok(Self { path, args: args.collect(), working_dir })
     }
 
@@ -92,6 +96,10 @@ impl Program {
             command.env_remove(variable);
         }
         command.arg0(&self.path).args(&self.args).current_dir(&self.working_dir);
+        if starter == Starter::Supervisor {
+            // What a terminal sends to all processes of a group would come to it twice.
+            command.process_group(0);
+        }
         command.env(STARTED_BY, starter.as_str()).stdin(link).spawn()
     }
 }

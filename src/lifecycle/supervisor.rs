@@ -6,10 +6,11 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
@@ -33,21 +34,21 @@ enum Down {
     #[serde(rename_all = "camelCase")]
     Begin { sockets: Vec<String>, successor: bool },
     /// The answer to [`Up::Start`].
-    Started { pid: u32 },
+    Started { number: u64 },
     /// The other.
-    NotStarted { reason: String },
+    NotStarted { number: u64, reason: String },
 }
 
 /// From a version.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Up {
-    /// It can take signals.
+    /// It can take SIGHUP and SIGUSR2.
     Listening,
     /// Start the program anew, with the link that comes along as the one to its predecessor.
-    Start,
-    /// End that one, which has come to nothing.
-    End { pid: u32 },
+    Start { number: u64 },
+    /// End the one that was started by that number: it has come to nothing.
+    End { number: u64 },
     /// It serves now; whoever did before drains.
     Current,
 }
@@ -66,7 +67,11 @@ pub struct Supervised(Link);
 
 /// A version's link to its supervisor.
 #[derive(Debug)]
-pub struct Supervisor(AsyncLink);
+pub struct Supervisor {
+    link: AsyncLink,
+    /// Of the last version that was asked for: an answer may come when nobody waits for it any more.
+    last: AtomicU64,
+}
 
 /// A version learns what it is for, blocking.
 ///
@@ -85,39 +90,62 @@ impl Supervised {
     /// # Errors
     /// When the runtime cannot watch the link.
     pub fn watched(self) -> io::Result<Supervisor> {
-        Ok(Supervisor(self.0.watched()?))
+        Ok(Supervisor { link: self.0.watched()?, last: AtomicU64::new(0) })
     }
 }
 
 impl Supervisor {
     /// Signals may come from now on.
     pub fn listening(&self) {
-        let _gone = self.0.send(&Up::Listening, &[]);
+        let _gone = self.link.send(&Up::Listening, &[]);
     }
 
     /// This version serves.
     pub fn current(&self) {
-        let _gone = self.0.send(&Up::Current, &[]);
+        let _gone = self.link.send(&Up::Current, &[]);
     }
 
-    /// Has the next version started; `link` is the successor's end. Returns its process id.
+    /// Has the next version started; `link` is the successor's end. Returns the number by which it can be ended.
     ///
     /// # Errors
     /// Why it could not be started.
-    pub async fn start(&self, link: BorrowedFd<'_>) -> io::Result<u32> {
-        self.0.send(&Up::Start, &[link])?;
-        match tokio::time::timeout(START_WITHIN, self.0.receive::<Down>()).await {
-            Ok(Ok((Down::Started { pid }, _))) => Ok(pid),
-            Ok(Ok((Down::NotStarted { reason }, _))) => Err(io::Error::other(reason)),
-            Ok(Ok(_)) => Err(io::ErrorKind::InvalidData.into()),
-            Ok(Err(error)) => Err(error),
-            Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-        }
+    pub async fn start(&self, link: BorrowedFd<'_>) -> io::Result<u64> {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        // Whatever comes between: what was asked for is then taken back.
+        let mut undo = Undo(Some((self, number)));
+        self.link.send(&Up::Start { number }, &[link])?;
+        let answer = async {
+            loop {
+                match self.link.receive::<Down>().await?.0 {
+                    Down::Started { number: answered } if answered == number => return Ok(()),
+                    Down::NotStarted { number: answered, reason } if answered == number => {
+                        return Err(io::Error::other(reason));
+                    }
+                    // Of one that has been given up.
+                    _ => {}
+                }
+            }
+        };
+        let answered = tokio::time::timeout(START_WITHIN, answer).await;
+        answered.map_err(|_elapsed| io::Error::other("process 1 does not answer"))??;
+        undo.0 = None;
+        Ok(number)
     }
 
     /// Has a version ended that has come to nothing.
-    pub fn end(&self, pid: u32) {
-        let _gone = self.0.send(&Up::End { pid }, &[]);
+    pub fn end(&self, number: u64) {
+        let _gone = self.link.send(&Up::End { number }, &[]);
+    }
+}
+
+/// Ends what was asked for when nobody waits for it any more.
+struct Undo<'a>(Option<(&'a Supervisor, u64)>);
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some((supervisor, number)) = self.0 {
+            supervisor.end(number);
+        }
     }
 }
 
@@ -126,6 +154,10 @@ struct Version {
     pid: Pid,
     link: Rc<AsyncLink>,
     listening: bool,
+    /// Who has asked for it, and by which number.
+    asked: Option<(Pid, u64)>,
+    /// Whether it has ever served.
+    has_served: bool,
 }
 
 /// What a version says, with the descriptors that come along.
@@ -138,6 +170,8 @@ struct Pid1<'a> {
     current: Option<Pid>,
     /// How the last one that served has ended.
     status: i32,
+    /// Whether all have been told to end.
+    ending: bool,
     messages: mpsc::Sender<(Pid, Said)>,
 }
 
@@ -154,10 +188,10 @@ async fn run(program: &Program, sockets: Vec<(String, OwnedFd)>) -> io::Result<u
     let (messages, mut inbox) = mpsc::channel(16);
     let mut ended = signal(SignalKind::child())?;
     let mut signals = Passed::listen()?;
-    let mut pid1 = Pid1 { program, versions: Vec::new(), current: None, status: 0, messages };
+    let mut pid1 = Pid1 { program, versions: Vec::new(), current: None, status: 0, ending: false, messages };
     let names = sockets.iter().map(|(name, _)| name.clone()).collect();
     let descriptors: Vec<_> = sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
-    pid1.current = Some(pid1.start(names, &descriptors, false)?);
+    pid1.current = Some(pid1.start(names, &descriptors, None)?);
     // From here on they are the first version's alone.
     drop(descriptors);
     drop(sockets);
@@ -181,7 +215,13 @@ async fn run(program: &Program, sockets: Vec<(String, OwnedFd)>) -> io::Result<u
 
 impl Pid1<'_> {
     /// Starts a version and tells it what it is for.
-    fn start(&mut self, sockets: Vec<String>, descriptors: &[BorrowedFd<'_>], successor: bool) -> io::Result<Pid> {
+    fn start(
+        &mut self,
+        sockets: Vec<String>,
+        descriptors: &[BorrowedFd<'_>],
+        asked: Option<(Pid, u64)>,
+    ) -> io::Result<Pid> {
+        let successor = asked.is_some();
         let (ours, theirs) = Link::pair()?;
         // It lies there until the process reads it.
         ours.send(&Down::Begin { sockets, successor }, descriptors)?;
@@ -198,7 +238,7 @@ impl Pid1<'_> {
                 }
             }
         });
-        self.versions.push(Version { pid, link, listening: false });
+        self.versions.push(Version { pid, link, listening: false, asked, has_served: !successor });
         Ok(pid)
     }
 
@@ -209,32 +249,47 @@ impl Pid1<'_> {
                     version.listening = true;
                 }
             }
-            Up::Current => self.current = Some(from),
-            Up::End { pid } => {
-                let pid = i32::try_from(*pid).ok().and_then(Pid::from_raw);
-                if let Some(version) = self.versions.iter().find(|version| Some(version.pid) == pid) {
+            Up::Current => {
+                self.current = Some(from);
+                for version in self.versions.iter_mut().filter(|version| version.pid == from) {
+                    version.has_served = true;
+                }
+            }
+            Up::End { number } => {
+                let asked = Some((from, *number));
+                if let Some(version) = self.versions.iter().find(|it| it.asked == asked && !it.has_served) {
                     send(version.pid, Signal::KILL);
                 }
             }
-            Up::Start => {
+            Up::Start { number } if self.ending => {
+                self.answer(from, &Down::NotStarted { number: *number, reason: "adit is stopping".to_owned() });
+            }
+            Up::Start { number } => {
+                let number = *number;
                 let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
-                let answer = match self.start(Vec::new(), &descriptors, true) {
-                    Ok(pid) => Down::Started { pid: pid.as_raw_nonzero().get().unsigned_abs() },
+                let answer = match self.start(Vec::new(), &descriptors, Some((from, number))) {
+                    Ok(_pid) => Down::Started { number },
                     Err(error) => {
-                        Down::NotStarted { reason: format!("cannot start {}: {error}", self.program.path().display()) }
+                        let reason = format!("cannot start {}: {error}", self.program.path().display());
+                        Down::NotStarted { number, reason }
                     }
                 };
-                if let Some(version) = self.versions.iter().find(|version| version.pid == from) {
-                    let _gone = version.link.send(&answer, &[]);
-                }
+                self.answer(from, &answer);
             }
+        }
+    }
+
+    fn answer(&self, to: Pid, answer: &Down) {
+        if let Some(version) = self.versions.iter().find(|version| version.pid == to) {
+            let _gone = version.link.send(answer, &[]);
         }
     }
 
     /// What asks for the end is for all versions, the rest for the one that serves. A version that does not listen yet
     /// would be killed by what is not meant so.
-    fn pass_on(&self, passed: Signal) {
+    fn pass_on(&mut self, passed: Signal) {
         let ends = passed == Signal::TERM || passed == Signal::INT;
+        self.ending |= ends;
         for version in &self.versions {
             if ends || version.listening && Some(version.pid) == self.current {
                 send(version.pid, passed);
@@ -246,13 +301,17 @@ impl Pid1<'_> {
     /// watches the container must learn of it now.
     fn reap(&mut self) -> bool {
         loop {
-            match waitpid(None, WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     let known = self.versions.iter().any(|version| version.pid == pid);
                     self.versions.retain(|version| version.pid != pid);
                     if known && Some(pid) == self.current {
                         self.status = exit_status(status);
                         if self.status != 0 {
+                            // Whoever has not served yet must not begin to when nobody watches it.
+                            for version in self.versions.iter().filter(|version| !version.has_served) {
+                                send(version.pid, Signal::KILL);
+                            }
                             return true;
                         }
                     }
@@ -273,24 +332,28 @@ fn exit_status(status: WaitStatus) -> i32 {
     status.exit_status().or_else(|| Some(BY_SIGNAL + status.terminating_signal()?)).unwrap_or(1)
 }
 
-/// The signals that are passed on.
-struct Passed([(Signal, Signals); 6]);
+/// The signals that are passed on, and others that would end this process and mean nothing to a daemon.
+struct Passed {
+    passed: [(Signal, Signals); 4],
+    _ignored: [Signals; 2],
+}
 
 impl Passed {
     fn listen() -> io::Result<Self> {
-        Ok(Self([
-            (Signal::TERM, signal(SignalKind::terminate())?),
-            (Signal::INT, signal(SignalKind::interrupt())?),
-            (Signal::QUIT, signal(SignalKind::quit())?),
-            (Signal::HUP, signal(SignalKind::hangup())?),
-            (Signal::USR1, signal(SignalKind::user_defined1())?),
-            (Signal::USR2, signal(SignalKind::user_defined2())?),
-        ]))
+        Ok(Self {
+            passed: [
+                (Signal::TERM, signal(SignalKind::terminate())?),
+                (Signal::INT, signal(SignalKind::interrupt())?),
+                (Signal::HUP, signal(SignalKind::hangup())?),
+                (Signal::USR2, signal(SignalKind::user_defined2())?),
+            ],
+            _ignored: [signal(SignalKind::quit())?, signal(SignalKind::user_defined1())?],
+        })
     }
 
     async fn next(&mut self) -> Signal {
         std::future::poll_fn(|cx| {
-            for (which, signals) in &mut self.0 {
+            for (which, signals) in &mut self.passed {
                 if signals.poll_recv(cx).is_ready() {
                     return std::task::Poll::Ready(*which);
                 }

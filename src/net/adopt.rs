@@ -43,7 +43,7 @@ pub fn adopt_or_bind(
     let (mut taken, mut refused) = (Vec::new(), Vec::new());
     for socket in given {
         match usable(&socket, address) {
-            Ok(local) => taken.push((TcpListener::from(socket), local)),
+            Ok(()) => taken.push(TcpListener::from(socket)),
             Err(why) => refused.push(Refused { why, _socket: socket }),
         }
     }
@@ -52,25 +52,34 @@ pub fn adopt_or_bind(
         return Ok(Adopted { workers, taken: 0, refused });
     }
     let failed = |step| move |source| ListenError { name, address, step, source };
-    for (listener, local) in &taken {
+    for listener in &taken {
         listener.set_nonblocking(true).map_err(failed("O_NONBLOCK"))?;
-        set_options(&SockRef::from(listener), *local, options).map_err(|(step, source)| failed(step)(source))?;
     }
     let count = taken.len();
     let mut workers: Vec<Vec<TcpListener>> = (0..options.sockets.max(1)).map(|_| Vec::new()).collect();
     for index in count..workers.len() {
-        let shared = taken[index % count].0.try_clone().map_err(failed("dup"))?;
+        let shared = taken[index % count].try_clone().map_err(failed("dup"))?;
         workers[index].push(shared);
     }
     let to = workers.len();
-    for (index, (listener, _)) in taken.into_iter().enumerate() {
+    for (index, listener) in taken.into_iter().enumerate() {
         workers[index % to].push(listener);
     }
     Ok(Adopted { workers, taken: count, refused })
 }
 
-/// Where it listens, if it is a TCP socket that listens where it should.
-fn usable(socket: &OwnedFd, wanted: SocketAddr) -> Result<SocketAddr, String> {
+/// Sets on an adopted socket what its listener's options say. Not before this process serves: until then another one may do
+/// so with the very same socket, and with options of its own.
+///
+/// # Errors
+/// Names the step that failed.
+pub fn take_up(listener: &TcpListener, options: ListenOptions) -> Result<(), (&'static str, io::Error)> {
+    let local = listener.local_addr().map_err(|error| ("getsockname", error))?;
+    set_options(&SockRef::from(listener), local, options)
+}
+
+/// Whether it is a TCP socket that listens where it should.
+fn usable(socket: &OwnedFd, wanted: SocketAddr) -> Result<(), String> {
     let asked = || -> io::Result<bool> {
         let domain = sockopt::socket_domain(socket)?;
         let internet = domain == AddressFamily::INET || domain == AddressFamily::INET6;
@@ -84,7 +93,11 @@ fn usable(socket: &OwnedFd, wanted: SocketAddr) -> Result<SocketAddr, String> {
     }
     let local = SockRef::from(&socket.as_fd()).local_addr().ok().and_then(|address| address.as_socket());
     let local = local.ok_or_else(|| "it has no address".to_owned())?;
-    if is_at(local, wanted) { Ok(local) } else { Err(format!("it listens on {local}")) }
+    let dual = wanted.is_ipv6() && wanted.ip().is_unspecified() && local.is_ipv6();
+    if dual && SockRef::from(&socket.as_fd()).only_v6().unwrap_or_default() {
+        return Err("it does not take IPv4".to_owned());
+    }
+    if is_at(local, wanted) { Ok(()) } else { Err(format!("it listens on {local}")) }
 }
 
 /// Whether a socket that listens on `local` is what `wanted` asks for: port 0 is any port, and `[::]` is `0.0.0.0` where

@@ -24,8 +24,9 @@ use tokio::time::sleep;
 use crate::config::settings::Keepalive;
 use crate::lifecycle::Phase;
 use crate::net::address::PeerAddr;
+use crate::net::adopt::take_up;
 use crate::net::descriptors::Lent;
-use crate::net::listen::set_keepalive;
+use crate::net::listen::{ListenOptions, set_keepalive};
 use crate::proxy::carry;
 use crate::proxy::relay::reset;
 use crate::proxy::worker::{Accepted, Command, Worker, hand_over_to};
@@ -75,7 +76,12 @@ fn classify(error: &io::Error) -> AcceptError {
 }
 
 /// Accepts at `door` from when the process is ready until the door closes.
-pub async fn accept(worker: &Rc<Worker>, door: Door, listener: Arc<std::net::TcpListener>) {
+pub async fn accept(
+    worker: &Rc<Worker>,
+    door: Door,
+    listener: Arc<std::net::TcpListener>,
+    adopted: Option<ListenOptions>,
+) {
     #[expect(deprecated, reason = "the descriptor of a listener stays the same for as long as it lives")]
     let watched = AsyncFd::with_interest(listener, Interest::READABLE);
     let listener = match watched {
@@ -90,6 +96,11 @@ pub async fn accept(worker: &Rc<Worker>, door: Door, listener: Arc<std::net::Tcp
         // Told to stop before there was a state: an empty one would let through what the real one refuses. Whoever waits
         // is reset as the socket closes.
         return;
+    }
+    if let Some(options) = adopted
+        && let Err((step, error)) = take_up(listener.get_ref(), options)
+    {
+        tracing::error!(listener = door.as_str(), step, %error, "an option of the listener cannot be set");
     }
     // The worker's own loop follows the state too, but need not have had its turn.
     worker.follow(Arc::clone(&worker.shared.snapshot.borrow()));

@@ -45,7 +45,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("identity/status.rs", &["CENTURY"]),
     ("lifecycle/handover.rs", &["PROTOCOL"]),
     ("lifecycle/phase.rs", &["CHANNEL_CAPACITY"]),
-    ("lifecycle/launcher.rs", &["BY_SIGNAL"]),
+    ("lifecycle/launcher.rs", &["BY_SIGNAL", "LAST_SIGNAL"]),
     ("mesh/builder.rs", &["MERGE_RATIO"]),
     ("mesh/file.rs", &["WHOLE"]),
     ("mesh/file/leaf.rs", &["SCHEMA_VERSION"]),

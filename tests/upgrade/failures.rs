@@ -17,17 +17,50 @@ fn carries(lab: &Lab, door: &Door) {
     talk(&mut client, &mut door.accept().stream);
 }
 
-/// Processes that run `program` or what was there before.
+/// Processes that an upgrade has started in the daemon's network namespace, launchers left out, the one that serves too.
 fn started_by(line: &Line<'_>) -> usize {
-    let parent = line.pid().as_raw_pid().to_string();
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let serves = line.pid().as_raw_pid().to_string();
+    let here = namespace(&serves).expect("it runs");
     let processes = fs::read_dir("/proc").expect("proc").filter_map(|entry| {
-        let stat = fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
-        let (_, fields) = stat.rsplit_once(") ")?;
-        let mut fields = fields.split(' ');
-        let state = fields.next()?.to_owned();
-        (fields.next()? == parent && state != "Z").then_some(())
+        let pid = entry.ok()?.file_name().into_string().ok()?;
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let started = environment.split(|byte| *byte == 0).any(|it| it == b"ADIT_STARTED_BY=predecessor");
+        (started && pid != serves && namespace(&pid)? == here).then_some(())
     });
     processes.count()
+}
+
+/// A socket file outlives an upgrade that fails, and is there as long as there is anything to ask.
+#[test]
+fn the_admin_socket_file_stays_as_long_as_the_version_that_serves() {
+    isolated(|| {
+        let lab = captured();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let address = format!("unix:{}", folder.path().join("admin.sock").display());
+        let settings = format!("listen: {{ admin: '{address}' }}\nshutdown: {{ preDrain: 3s, deadline: 1s }}\n");
+        let mut line = Line::start(&lab.adit, &settings, "");
+        let ask = |command: &str| line.cli(&[command, "--admin", &address]).status.success();
+        fs::write(line.file("broken.yaml"), "workloads: 3\n").expect("a writable folder");
+        line.configure(&format!("{settings}mesh: {{ files: [broken.yaml] }}\n"));
+        for _ in 0..2 {
+            assert!(!ask("upgrade"));
+            assert!(ask("status"), "the file is gone");
+        }
+        line.configure(&settings);
+        assert!(ask("upgrade"));
+        let first = line.first();
+        until(LIMIT, "the first version to end", || (!runs(first)).then_some(()));
+        assert!(ask("status"), "the file went with the old version");
+        // To watch a drain is what it is for.
+        assert!(ask("drain"));
+        until(LIMIT, "the drain to be seen", || {
+            let output = line.cli(&["status", "--admin", &address]);
+            String::from_utf8_lossy(&output.stdout).contains("draining").then_some(())
+        });
+        until(LIMIT, "the end", || (!folder.path().join("admin.sock").exists()).then_some(()));
+        assert!(line.wait_first().success());
+    });
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn process_1_starts_every_version_passes_signals_on_and_ends_with_the_last() {
         let mut kept = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
         let mut kept_at_server = door.accept().stream;
         let mut before = inner;
-        for round in 0..4 {
+        for round in 0..2 {
             line.replace_program();
             // Both ways.
             if round % 2 == 0 {
@@ -82,10 +82,6 @@ fn process_1_starts_every_version_passes_signals_on_and_ends_with_the_last() {
                 // While the first version drains, the second is the one that signals are for.
                 talk(&mut kept, &mut kept_at_server);
                 assert_eq!(children(process1).len(), 2);
-                drop((kept.try_clone().expect("a socket"), ()));
-            }
-            if round == 1 {
-                break;
             }
         }
         drop((kept, kept_at_server));

@@ -95,7 +95,10 @@ async fn a_successor_that_says_nothing_is_given_up() {
     let (heir, _theirs) = links();
     assert!(matches!(heir.give(&Gift::default()).await, Err(HandoverError::Silent)));
     assert!(matches!(heir.ready(Duration::from_secs(60)).await, Err(HandoverError::Late(_))));
-    assert!(matches!(heir.take_over().await, Err(HandoverError::Silent)));
+    // Once it may serve only its end is a failure.
+    assert!(timeout(Duration::from_secs(3600), heir.take_over()).await.is_err());
+    drop(_theirs);
+    assert!(matches!(heir.take_over().await, Err(HandoverError::Ended)));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use tokio::time::sleep_until;
 use crate::identity::TlsGeneration;
 use crate::lifecycle::Phase;
 use crate::mesh::Protocol;
+use crate::net::listen::ListenOptions;
 use crate::proxy::registry::{Direction, Entry, State};
 use crate::proxy::review::review;
 use crate::proxy::sweep::{IDLE_TICK, TICK, sweep};
@@ -36,6 +37,8 @@ const ROTATE_EVERY: Duration = Duration::from_secs(60);
 pub struct WorkerDoor {
     pub door: Door,
     pub listener: Arc<std::net::TcpListener>,
+    /// Of a socket that was made elsewhere: what is still to be set on it.
+    pub adopted: Option<ListenOptions>,
 }
 
 /// Starts the thread of worker `index`. It ends when all doors are closed and no connection is left.
@@ -79,10 +82,10 @@ async fn main_loop(
     mut phases: broadcast::Receiver<Phase>,
 ) {
     let mut acceptors = tokio::task::JoinSet::new();
-    for WorkerDoor { door, listener } in doors {
+    for WorkerDoor { door, listener, adopted } in doors {
         let worker = Rc::clone(worker);
         acceptors.spawn_local(async move {
-            accept::accept(&worker, door, listener).await;
+            accept::accept(&worker, door, listener, adopted).await;
             worker.shared.accepting[door as usize].fetch_sub(1, Ordering::Relaxed);
         });
     }

@@ -185,7 +185,7 @@ impl World {
         });
         let workers = Workers::default();
         let counters: Arc<WorkerCounters> = workers.register();
-        let doors = vec![WorkerDoor { door: Door::Hbone, listener: Arc::new(listener) }];
+        let doors = vec![WorkerDoor { door: Door::Hbone, listener: Arc::new(listener), adopted: None }];
         let thread = spawn(0, Arc::clone(&shared), counters, doors, receiver).expect("a worker");
         shared.lifecycle.advance(Phase::Ready);
         Self { door, shared, workers, trust, tls, snapshots, thread, logger, sink }
