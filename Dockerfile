@@ -13,7 +13,7 @@ ARG DEBIAN_IMAGE=debian:bookworm-slim
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
-# `release` takes twice as long after each change and saves some percent of the processor's time: docs/containers.md.
+# `release` takes twice as long after each change and saves processor time at run time: docs/containers.md.
 ARG PROFILE=image
 ENV CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=symbols
 
