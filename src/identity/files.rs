@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use rustix::process::{getegid, geteuid, getgroups};
 use rustls_pki_types::CertificateDer;
 use tokio::time::{Instant, sleep};
 
@@ -255,9 +256,14 @@ impl Reader {
     }
 }
 
-/// A key that others than its owner can read; it is used all the same.
+/// A key that others than adit and its owner can read; it is used all the same.
 pub(super) fn open_to_others(key: &Path) -> Option<Fault> {
-    let mode = fs::metadata(key).ok()?.mode() & 0o777;
+    let metadata = fs::metadata(key).ok()?;
+    let mode = metadata.mode() & 0o777;
+    let mut groups = getgroups().unwrap_or_default();
+    groups.push(getegid());
+    let ours = groups.iter().any(|group| group.as_raw() == metadata.gid());
+    let by_group = metadata.uid() != geteuid().as_raw() && ours;
     let message = || {
         format!(
             "others can read the private key {} (its mode is {mode:04o}): chmod 600 it, or give a Kubernetes volume \
@@ -265,7 +271,12 @@ pub(super) fn open_to_others(key: &Path) -> Option<Fault> {
             key.display()
         )
     };
-    (mode & 0o044 != 0).then(|| Fault { reason: "key_permissions", message: message() })
+    is_open(mode, by_group).then(|| Fault { reason: "key_permissions", message: message() })
+}
+
+/// Where it is `by_group` that adit reads a file of somebody else's, as with `fsGroup` in a pod, the group may read it.
+const fn is_open(mode: u32, by_group: bool) -> bool {
+    mode & if by_group { 0o004 } else { 0o044 } != 0
 }
 
 /// What was read, by path.

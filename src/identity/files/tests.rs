@@ -245,3 +245,12 @@ async fn a_root_sent_with_the_chain_is_left_out() {
     given.write("tls.crt", &chain.replace('\n', "\r\n").replace("\r\r", "\r"));
     assert_eq!(given.fetch().await.unwrap().credentials.chain().len(), 2);
 }
+
+#[test]
+fn a_key_is_open_to_others_but_not_to_the_group_it_is_read_by() {
+    for (mode, alone, by_group) in
+        [(0o600, false, false), (0o400, false, false), (0o440, true, false), (0o640, true, false), (0o444, true, true)]
+    {
+        assert_eq!((is_open(mode, false), is_open(mode, true)), (alone, by_group), "{mode:o}");
+    }
+}

@@ -15,7 +15,7 @@ use crate::mesh::{Endpoint, Health, ServiceState, Snapshot, Workload};
 use crate::net::address::OriginalDst;
 use crate::proxy::balance::Choice;
 use crate::proxy::resolve::endpoint::{Mode, Place};
-use crate::proxy::resolve::route::{Among, Asking, Candidate, Leg, Route, candidate};
+use crate::proxy::resolve::route::{Among, Asked, Asking, Candidate, Leg, Route, candidate};
 use crate::proxy::resolve::{HopTo, Question, Target, resolve};
 
 /// One endpoint, and what speaks for it and against it.
@@ -265,7 +265,11 @@ fn leg_of(leg: &Leg) -> String {
         Place::Address(ip) => SocketAddr::new(ip, leg.port),
         Place::Hostname(_) | Place::Beyond => SocketAddr::new(leg.wanted, leg.port),
     };
-    let asked = leg.authority(crate::net::address::UpstreamAddr::new(hop));
+    let asked = match (&leg.asked, &leg.place) {
+        // Known only when it has been looked up.
+        (Asked::Itself(port), Place::Hostname(_)) => format!("the address that is found, port {port}"),
+        _ => leg.authority(crate::net::address::UpstreamAddr::new(hop)).to_string(),
+    };
     format!("{place}, asked for {asked}, if it proves to be {}", names(&leg.allowed))
 }
 

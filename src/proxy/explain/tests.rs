@@ -55,6 +55,26 @@ fn asked(from: &str, to: &str, identity: Option<&str>) -> Explanation {
 }
 
 #[test]
+fn a_workload_that_has_only_a_name_is_asked_for_what_the_name_stands_for() {
+    let named = "
+workloads:
+- { uid: me, name: me, namespace: shop, workloadIps: [10.0.0.1] }
+- { uid: db, name: db, namespace: shop, serviceAccount: db, workloadIps: [], hostname: db.example, protocol: HBONE, services: { shop/db.test: {} } }
+services:
+- { name: db, namespace: shop, hostname: db.test, vips: [/10.96.0.2], ports: { 5432: 5433 } }
+";
+    let snapshot = snapshot_of("mesh.yaml", named).unwrap_or_else(|problems| panic!("{problems}"));
+    let query = Query::from_query_string("from=10.0.0.1&to=10.96.0.2:5432", 0).expect("a query");
+    let told = explain(&snapshot, &Settings::default(), &query);
+    let way = told.endpoints[0].way.as_deref().expect("a way");
+    assert_eq!(
+        way,
+        "tunnel to db.example:15008 (a name, looked up when it is needed), asked for the address that is found, port 5433, \
+         if it proves to be spiffe://cluster.local/ns/shop/sa/db"
+    );
+}
+
+#[test]
 fn a_service_its_endpoints_and_their_policies() {
     let told = asked("10.0.0.1", "10.96.0.1:80", None);
     assert_eq!(told.doors, ["outbound"]);
