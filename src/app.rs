@@ -116,7 +116,10 @@ pub fn launch() -> Result<u8> {
 /// In one text what is printed on several lines.
 fn reason(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
-        Some(Invalid(problems)) => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        Some(Invalid(problems)) => {
+            let lines = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            lines.replace("\n  hint: ", "; hint: ")
+        }
         None => format!("{error:#}"),
     }
 }

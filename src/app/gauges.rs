@@ -67,12 +67,9 @@ pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>, predecesso
         "adit_draining_connections",
         "Connections that versions before this one still have",
         move || {
-            connections
-                .list()
-                .iter()
-                .filter_map(|it| it.connections)
-                .map(|open| count(usize::try_from(open).unwrap_or(usize::MAX)))
-                .sum()
+            // As whole numbers: the sum of no floats is -0.
+            let open: u64 = connections.list().iter().filter_map(|it| it.connections).sum();
+            count(usize::try_from(open).unwrap_or(usize::MAX))
         },
     );
     metrics

@@ -172,7 +172,11 @@ impl Upgrader {
                 Started::Elsewhere { number, supervisor: Arc::clone(supervisor) }
             }
             (None, Some(program)) => Started::Here(launch(program.clone(), theirs).await?),
-            (None, None) => return Err("the path of this program is not known".to_owned()),
+            (None, None) => {
+                return Err(
+                    "the demo cannot be upgraded, and neither can a program that does not know its own path".to_owned()
+                );
+            }
         };
         tracing::info!("upgrade: the new version has been started");
         let heir = Heir::new(ours).map_err(|error| format!("cannot watch the link: {error}"))?;

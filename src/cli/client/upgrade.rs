@@ -18,9 +18,10 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 #[command(after_help = "Example:
   install -m 755 adit-new /usr/local/bin/adit && adit upgrade
 
-The running daemon starts the program at its own path with its own arguments and hands its listening sockets over. Once
-the new one accepts, the old one finishes its connections (shutdown.deadline) and ends; connections do not move. Exits
-with 1 when the new one could not serve: then nothing has changed.")]
+The running daemon starts the program at its own path with its own arguments, and hands its
+listening sockets over. Once the new one accepts, the old one finishes its connections
+(shutdown.deadline) and ends; connections do not move. Exits with 1 when the new one could not
+serve: then nothing has changed.")]
 pub struct UpgradeArgs {
     #[command(flatten)]
     pub admin: AdminArgs,
