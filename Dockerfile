@@ -34,6 +34,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     done \
     && cargo auditable build --profile "$PROFILE" --locked --bin adit
 
+COPY config/adit.yaml config/adit.yaml
 COPY config/demo config/demo
 COPY src src
 # Cargo goes by time stamps, and those of the sources may be older than those of the empty ones.

@@ -7,7 +7,7 @@
 #![allow(clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_yaml::Value;
@@ -111,9 +111,38 @@ fn the_dockerfile_speaks_of_this_version_and_of_what_it_is_given() {
     for root in &let_in {
         assert!(copied.iter().any(|path| Path::new(path).starts_with(root)), "{root} is sent for nothing");
     }
-    // What the sources include from outside src is there when they are compiled.
-    assert!(include_str!("../src/config/demo.rs").contains("../../config/demo/"));
-    assert!(copied.contains(&"config/demo"));
+    // What the sources include from outside src is there when they are compiled; what only tests include is in docs.
+    let included = included_by(&root().join("src"));
+    assert!(included.len() >= 3, "{included:?}");
+    for path in included.iter().filter(|path| !path.starts_with("docs")) {
+        assert!(copied.iter().any(|from| path.starts_with(from)), "{} is not copied", path.display());
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What files below `folder` include from outside `src`, from the root of the tree.
+fn included_by(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            all.extend(included_by(&path));
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("a source file");
+        for rest in text.split("include_str!(\"").skip(1) {
+            let name = rest.split('"').next().expect("a name");
+            let file = path.parent().expect("a folder").join(name).canonicalize().expect("a file that is there");
+            let file = file.strip_prefix(root().canonicalize().expect("the tree")).expect("below it").to_owned();
+            if !file.starts_with("src") {
+                all.push(file);
+            }
+        }
+    }
+    all
 }
 
 #[test]
