@@ -4,7 +4,7 @@
 use tokio::sync::mpsc;
 
 use crate::app::signals::{Asked, Signals};
-use crate::app::{reload, upgrade};
+use crate::app::{housekeeping, reload, upgrade};
 
 /// Who can end the process.
 pub(super) struct Asking {
@@ -43,11 +43,17 @@ impl Asking {
 
     /// Returns at the second signal. A request is not one: an orchestrator asks for a drain, and then sends the signal that
     /// it always sends.
-    pub(super) async fn told_again(&mut self) {
+    pub(super) async fn told_again(&mut self, superseded: bool) {
         loop {
             match self.signals.next().await {
                 Asked::Drain if self.signalled => return,
-                Asked::Drain => self.signalled = true,
+                Asked::Drain => {
+                    self.signalled = true;
+                    // A version that has been followed asks for no time before: that would hold the watchdog of the other off.
+                    if superseded {
+                        tokio::task::spawn_local(housekeeping::extend_stop());
+                    }
+                }
                 Asked::Reload => self.reload(),
                 // Whoever is to follow is there, or nobody is to follow a process that ends.
                 Asked::Upgrade => {}

@@ -294,9 +294,11 @@ impl Daemon {
                 tracing::info!(connections = open, until, "upgraded: what is open stays here and drains");
                 tokio::task::spawn_local(upgrade::tell(follower, Arc::clone(&self.shared)));
             }
-            None => notify::stopping(open),
+            None => {
+                notify::stopping(open);
+                tokio::task::spawn_local(housekeeping::extend_stop());
+            }
         }
-        tokio::task::spawn_local(housekeeping::extend_stop());
         let cuts = || self.metrics.workers.closed(CloseReason::Drain);
         let mut forced = false;
         tokio::select! {
@@ -308,7 +310,7 @@ impl Daemon {
                     () = shutdown::last_moment(&self.shared) => tracing::warn!("a data worker did not end in time"),
                 }
             }
-            () = asking.told_again() => {
+            () = asking.told_again(self.shared.lifecycle.is_superseded()) => {
                 forced = true;
                 let open = self.shared.limits.usage(Scope::Total).0;
                 tracing::warn!(connections = open, "told twice to stop: exiting at once");
