@@ -57,7 +57,7 @@ pub(super) struct Doors {
     pub(super) own_ports: OwnPorts,
     /// All sockets, for the next version.
     pub(super) handles: Vec<Handle>,
-    /// Removed when this is dropped.
+    /// See [`SocketFile`].
     socket_file: Option<SocketFile>,
     /// How many sockets were given and are in use.
     pub(super) taken: usize,

@@ -139,7 +139,7 @@ impl Succession {
         let ready = self.ready.take().context("the sockets are not open yet")?;
         let leave = match predecessor.ready(ready).await {
             Ok(leave) => leave,
-            Err(error) => bail!("the version before has taken the upgrade back: {error}"),
+            Err(error) => bail!("the version before does not let it serve: {error}"),
         };
         serve(lifecycle, self.supervisor.as_deref());
         match leave {

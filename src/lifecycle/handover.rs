@@ -31,6 +31,8 @@ use super::link::{AsyncLink, Link, MOST_DESCRIPTORS};
 const PROTOCOL: u32 = 1;
 /// How long an answer may take that needs no work.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a predecessor may take to let a successor serve that could. It has nothing else to do.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
 /// Longest text that is passed on.
 const MOST_REASON: usize = 8 << 10;
 
@@ -119,8 +121,8 @@ pub enum HandoverError {
     Ended,
     #[error("it was not ready within {}", humantime::format_duration(*.0))]
     Late(Duration),
-    #[error("it did not answer within {}", humantime::format_duration(ANSWER_WITHIN))]
-    Silent,
+    #[error("it did not answer within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
     #[error("it said something else than what was asked for")]
     Confused,
     #[error("the upgrade was taken back")]
@@ -133,7 +135,7 @@ impl HandoverError {
     fn of_link(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Ended,
-            io::ErrorKind::TimedOut => Self::Silent,
+            io::ErrorKind::TimedOut => Self::Silent(ANSWER_WITHIN),
             _ => Self::Link(error),
         }
     }
@@ -201,7 +203,7 @@ impl Heir {
         match self.answer(within).await {
             Ok(Up::Ready(ready)) => Ok(ready),
             Ok(other) => Err(refusal(other)),
-            Err(HandoverError::Silent) => Err(HandoverError::Late(within)),
+            Err(HandoverError::Silent(within)) => Err(HandoverError::Late(within)),
             Err(error) => Err(error),
         }
     }
@@ -217,7 +219,7 @@ impl Heir {
             match self.answer(ANSWER_WITHIN).await {
                 Ok(Up::Accepting) => return Ok(()),
                 Ok(_) => {}
-                Err(HandoverError::Silent) => tracing::warn!("the new version has not said yet that it accepts"),
+                Err(HandoverError::Silent(_)) => tracing::warn!("the new version has not said yet that it accepts"),
                 Err(error) => return Err(error),
             }
         }
@@ -234,7 +236,7 @@ impl Heir {
     }
 
     async fn answer(&self, within: Duration) -> Result<Up, HandoverError> {
-        let received = timeout(within, self.link.receive()).await.map_err(|_elapsed| HandoverError::Silent)?;
+        let received = timeout(within, self.link.receive()).await.map_err(|_elapsed| HandoverError::Silent(within))?;
         Ok(received.map_err(HandoverError::of_link)?.0)
     }
 }
@@ -319,11 +321,12 @@ impl Draining {
     /// Says that we could serve, and waits for leave to. A predecessor that is gone cannot object.
     ///
     /// # Errors
-    /// When it says anything else.
+    /// When it says anything else, or nothing for long: it stands still, and may go on.
     pub async fn ready(&self, ready: Ready) -> Result<Leave, HandoverError> {
         // To one that is gone it cannot be said, and yet its last word may lie there.
         let _gone = self.link.send(&Up::Ready(ready), &[]);
-        match self.link.receive().await {
+        let answer = timeout(LEAVE_WITHIN, self.link.receive()).await;
+        match answer.map_err(|_elapsed| HandoverError::Silent(LEAVE_WITHIN))? {
             Ok((Down::TakeOver, _)) => Ok(Leave::Given),
             Ok((Down::Withdrawn, _)) => Err(HandoverError::Withdrawn),
             Ok(_) => Err(HandoverError::Confused),

@@ -87,11 +87,6 @@ impl Origin {
 }
 
 impl Inherited {
-    #[must_use]
-    pub const fn new(sockets: Vec<(String, OwnedFd)>) -> Self {
-        Self { sockets }
-    }
-
     /// What `LISTEN_FDS` names, if it is meant for this process.
     ///
     /// # Errors
@@ -104,11 +99,6 @@ impl Inherited {
     /// All sockets of that name; they are not here any more then.
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         self.sockets.extract_if(.., |(known, _)| known == name).map(|(_, socket)| socket).collect()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.sockets.is_empty()
     }
 
     /// What has not been taken, name by name.

@@ -228,7 +228,8 @@ impl Acceptor<'_> {
         }
     }
 
-    /// The kernel has completed these handshakes already; closing the socket now would reset them. It is asked itself: what
+    /// The kernel has completed these handshakes already; closing the socket now would reset them, unless another process has
+    /// it, too. It is asked itself: what
     /// the runtime knows of the socket may be older than they are. Where descriptors are wanting it waits for some, until
     /// connections are cut.
     async fn accept_the_rest(&self) {

@@ -143,32 +143,37 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Two endpoints drain and come back in turn while new connections come all the time: GOAWAY and the streams that are opened
-/// before it is heard of cross each other, and not one connection fails.
+/// Two endpoints and a load on both, while `turn` does something to them, time and again; between, by what `turn` is given, a
+/// hundred connections more must be carried. Not one may fail.
+fn under_load(three: &Three, turn: impl FnOnce(&dyn Fn())) {
+    let lab = &three.ground.lab;
+    for host in [&lab.server, &lab.client] {
+        echo(host, APP);
+    }
+    let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| load(&lab.adit, &stop, &count));
+        }
+        let _stopped = Stop(&stop);
+        let more = || {
+            let before = count.load(Ordering::Relaxed);
+            until(LIMIT, "a hundred connections more", || (count.load(Ordering::Relaxed) > before + 100).then_some(()));
+        };
+        more();
+        turn(&more);
+    });
+}
+
+/// Two endpoints drain and come back in turn: GOAWAY and the streams that are opened before it is heard of cross each other.
 #[test]
 fn endpoints_that_drain_under_load() {
     isolated_within(LONG, || {
         let three = Three::new();
-        let lab = &three.ground.lab;
         let near = three.near(NO_RECORDS);
         let mut far = Some(three.far(NO_RECORDS));
         let mut other = Some(three.other(NO_RECORDS));
-        for host in [&lab.server, &lab.client] {
-            echo(host, APP);
-        }
-        let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-        thread::scope(|scope| {
-            for _ in 0..6 {
-                scope.spawn(|| load(&lab.adit, &stop, &count));
-            }
-            let _stopped = Stop(&stop);
-            let more = || {
-                let before = count.load(Ordering::Relaxed);
-                until(LIMIT, "a hundred connections more", || {
-                    (count.load(Ordering::Relaxed) > before + 100).then_some(())
-                });
-            };
-            more();
+        under_load(&three, |more| {
             for round in 0..6 {
                 let (gone, start): (_, fn(&Three, &str) -> Adit) =
                     if round % 2 == 0 { (&mut far, Three::far) } else { (&mut other, Three::other) };
@@ -187,8 +192,7 @@ fn endpoints_that_drain_under_load() {
     });
 }
 
-/// Two endpoints are upgraded in turn under the same load: the old version's GOAWAY and the new version's first tunnels cross what
-/// clients open, and not one connection fails.
+/// Two endpoints are upgraded in turn: the old version's GOAWAY and the new version's first tunnels cross what clients open.
 #[test]
 fn endpoints_that_are_upgraded_under_load() {
     isolated_within(LONG, || {
@@ -196,23 +200,12 @@ fn endpoints_that_are_upgraded_under_load() {
         let lab = &three.ground.lab;
         let near = three.near(NO_RECORDS);
         let ends = [(&lab.server, three.far(NO_RECORDS)), (&lab.client, three.other(NO_RECORDS))];
-        for (host, _) in &ends {
-            echo(host, APP);
-        }
-        let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
-        thread::scope(|scope| {
-            for _ in 0..6 {
-                scope.spawn(|| load(&lab.adit, &stop, &count));
-            }
-            let _stopped = Stop(&stop);
+        under_load(&three, |more| {
             for round in 0..8 {
-                let before = count.load(Ordering::Relaxed);
                 let (host, adit) = &ends[round % 2];
                 let output = host.command(env!("CARGO_BIN_EXE_adit")).arg("upgrade").output().expect("the binary");
                 assert!(output.status.success(), "{output:?}\n{}", adit.log().join("\n"));
-                until(LIMIT, "a hundred connections more", || {
-                    (count.load(Ordering::Relaxed) > before + 100).then_some(())
-                });
+                more();
             }
         });
         for (_, adit) in &ends {

@@ -6,22 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::kit::door::{Dial, talk};
-use crate::kit::{Door, Host, LIMIT, Lab, isolated, until};
-use crate::line::{Line, pid_of, runs, send, wait_gone};
+use crate::kit::{Door, Host, LIMIT, isolated, until};
+use crate::line::{Line, PORT, Pair, pid_of, runs, send, wait_gone};
 use crate::world::{SLACK, captured, expect_eof, expect_reset, let_pass};
-
-const PORT: u16 = 8080;
-
-struct Pair {
-    client: TcpStream,
-    server: TcpStream,
-}
-
-fn pair(lab: &Lab, door: &Door) -> Pair {
-    let client = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-    Pair { client, server: door.accept().stream }
-}
 
 fn metric(host: &Host, name: &str) -> f64 {
     let (_, body) = crate::world::request(host, 15020, "GET", "/metrics").expect("metrics answer");
@@ -35,7 +22,7 @@ fn a_connection_stays_with_its_version_and_ends_in_its_own_time() {
         let lab = captured();
         let mut line = Line::start(&lab.adit, "shutdown: { deadline: 60s, preDrain: 30s }\n", "");
         let door = Door::open(&lab.server, PORT);
-        let mut old = pair(&lab, &door);
+        let mut old = Pair::new(&lab, &door);
         line.replace_program();
         let report = line.upgraded();
         assert_eq!(report["connections"], 1);
@@ -46,9 +33,9 @@ fn a_connection_stays_with_its_version_and_ends_in_its_own_time() {
         let said = line.wait_log("upgraded: what is open stays here and drains");
         assert!(said.contains("connections=1"), "{said}");
         old.client.set_read_timeout(Some(LIMIT)).expect("a socket");
-        talk(&mut old.client, &mut old.server);
-        let mut new = pair(&lab, &door);
-        talk(&mut new.client, &mut new.server);
+        old.talk();
+        let mut new = Pair::new(&lab, &door);
+        new.talk();
 
         // Seen from the new one.
         let draining = until(LIMIT, "the old version's word", || {
@@ -73,7 +60,7 @@ fn a_connection_stays_with_its_version_and_ends_in_its_own_time() {
         assert!(gauge("adit_draining_processes").abs() < 0.1);
         // The connection has its line, from the process that carried it.
         line.wait_log("\taccess\t");
-        talk(&mut new.client, &mut new.server);
+        new.talk();
     });
 }
 
@@ -83,7 +70,7 @@ fn what_outlasts_the_deadline_is_cut_and_the_old_version_ends() {
         let lab = captured();
         let mut line = Line::start(&lab.adit, "shutdown: { deadline: 2s }\n", "");
         let door = Door::open(&lab.server, PORT);
-        let mut old = pair(&lab, &door);
+        let mut old = Pair::new(&lab, &door);
         let start = Instant::now();
         line.upgraded();
         expect_reset(&mut old.client, Duration::from_secs(2) + SLACK);
@@ -99,13 +86,13 @@ fn at_most_two_versions_drain_at_a_time() {
         let lab = captured();
         let line = Line::start(&lab.adit, "shutdown: { deadline: off }\n", "");
         let door = Door::open(&lab.server, PORT);
-        let mut kept = vec![pair(&lab, &door)];
+        let mut kept = vec![Pair::new(&lab, &door)];
         let mut pids = vec![line.pid()];
         for _ in 0..2 {
             let report = line.upgraded();
             assert_eq!(report.get("until"), None, "it waits for the last");
             pids.push(line.pid());
-            kept.push(pair(&lab, &door));
+            kept.push(Pair::new(&lab, &door));
         }
         let error = line.upgrade().expect_err("three versions would drain");
         assert!(error.contains("earlier versions are still draining"), "{error}");
@@ -114,7 +101,7 @@ fn at_most_two_versions_drain_at_a_time() {
         }
         assert_eq!(line.pid(), pids[2]);
         for pair in &mut kept {
-            talk(&mut pair.client, &mut pair.server);
+            pair.talk();
         }
         // The oldest's connection ends; its end is known two versions later.
         drop(kept.remove(0));
@@ -124,7 +111,7 @@ fn at_most_two_versions_drain_at_a_time() {
         });
         line.upgraded();
         for pair in &mut kept {
-            talk(&mut pair.client, &mut pair.server);
+            pair.talk();
         }
         drop(kept);
         for pid in &pids {
@@ -141,12 +128,12 @@ fn a_version_that_drains_is_ended_by_the_second_signal() {
         let lab = captured();
         let line = Line::start(&lab.adit, "shutdown: { deadline: off }\n", "");
         let door = Door::open(&lab.server, PORT);
-        let mut old = pair(&lab, &door);
+        let mut old = Pair::new(&lab, &door);
         let first = line.pid();
         line.upgraded();
         line.wait_log("upgraded: what is open stays here");
         send(first, Signal::TERM);
-        talk(&mut old.client, &mut old.server);
+        old.talk();
         assert!(runs(first));
         // Two signals of a kind that come at once are one.
         let_pass(Duration::from_millis(200));
@@ -165,7 +152,7 @@ fn a_scraper_that_keeps_its_connection_is_sent_to_the_new_version() {
         let lab = captured();
         let line = Line::start(&lab.adit, "shutdown: { deadline: 60s }\n", "");
         let door = Door::open(&lab.server, PORT);
-        let old = pair(&lab, &door);
+        let old = Pair::new(&lab, &door);
         let mut scraper = lab.adit.run(|| TcpStream::connect("127.0.0.1:15020").expect("metrics"));
         scraper.set_read_timeout(Some(LIMIT)).expect("a socket");
         scraper.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost:15020\r\n\r\n").expect("sent");

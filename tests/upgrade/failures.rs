@@ -1,21 +1,15 @@
 //! Whatever is wrong with the new version: the old one serves on as if nothing had been, and says why.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::kit::door::{Dial, talk};
-use crate::kit::{Door, LIMIT, Lab, isolated, until};
-use crate::line::{Line, runs, send, wait_gone};
+use crate::kit::{Door, LIMIT, isolated, until};
+use crate::line::{Line, PORT, Pair, carries, runs, send, wait_gone};
 use crate::world::captured;
-
-const PORT: u16 = 8080;
-
-fn carries(lab: &Lab, door: &Door) {
-    let mut client = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-    talk(&mut client, &mut door.accept().stream);
-}
 
 /// Processes that an upgrade has started in the daemon's network namespace, launchers left out, the one that serves too.
 fn started_by(line: &Line<'_>) -> usize {
@@ -70,15 +64,14 @@ fn a_new_version_that_cannot_serve_changes_nothing_and_says_why() {
         let line = Line::start(&lab.adit, "", "");
         let door = Door::open(&lab.server, PORT);
         let old = line.pid();
-        let mut kept = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-        let mut kept_at_server = door.accept().stream;
+        let mut kept = Pair::new(&lab, &door);
         let mut refused = |what: &str, reasons: &[&str]| {
             let error = line.upgrade().expect_err(what);
             assert!(reasons.iter().all(|reason| error.contains(reason)), "{what}: {reasons:?}: {error}");
             assert_eq!(line.pid(), old, "{what}");
             assert!(line.healthy(), "{what}");
             carries(&lab, &door);
-            talk(&mut kept, &mut kept_at_server);
+            kept.talk();
             until(LIMIT, "no process to be left", || (started_by(&line) == 0).then_some(()));
         };
 
@@ -115,9 +108,56 @@ fn a_new_version_that_cannot_serve_changes_nothing_and_says_why() {
         line.upgraded();
         carries(&lab, &door);
         assert_ne!(line.pid(), old);
-        drop((kept, kept_at_server));
+        drop(kept);
         wait_gone(old, LIMIT);
         line.stop(&["the upgrade has failed", "error: ", "broken.yaml", "adit.yaml", "restart"]);
+    });
+}
+
+/// A new version that comes to nothing is never the one that answers, with sockets that are both's.
+#[test]
+fn nobody_who_asks_sees_anything_of_upgrades_that_fail() {
+    isolated(|| {
+        let lab = captured();
+        let line = Line::start(&lab.adit, "", "");
+        fs::write(line.file("broken.yaml"), "workloads: 3\n").expect("a writable folder");
+        line.configure("mesh: { files: [broken.yaml] }\n");
+        let over = AtomicBool::new(false);
+        let (answered, wrong) = thread::scope(|scope| {
+            let asking = scope.spawn(|| line.ask(&over));
+            let failing = scope.spawn(|| {
+                for _ in 0..15 {
+                    line.upgrade().expect_err("a state that is wrong");
+                }
+            });
+            let failed = failing.join();
+            over.store(true, Ordering::Relaxed);
+            failed.expect("every one fails");
+            asking.join().expect("no panics")
+        });
+        assert!(wrong.is_empty(), "{} of {answered}: {wrong:#?}", wrong.len());
+        assert!(answered > 30, "{answered} are no questions");
+        line.stop(&["the upgrade has failed", "broken.yaml", "error: ", "restart"]);
+    });
+}
+
+/// Sockets are both's, options and all: those of a version that comes to nothing must never be in force.
+#[test]
+fn a_failed_upgrade_leaves_the_options_of_sockets_alone() {
+    isolated(|| {
+        let lab = captured();
+        let line = Line::start(&lab.adit, "", "");
+        let marks = || lab.adit.output("ss", &["-Htlne", "sport = :15001"]).matches("fwmark:0x539").count();
+        let before = marks();
+        assert!(before > 0, "{}", lab.adit.output("ss", &["-Htlne"]));
+        fs::write(line.file("broken.yaml"), "workloads: 3\n").expect("a writable folder");
+        line.configure("packetMark: off\nmesh: { files: [broken.yaml] }\n");
+        line.upgrade().expect_err("a state that is wrong");
+        assert_eq!(marks(), before);
+        line.configure("packetMark: off\n");
+        line.upgraded();
+        until(LIMIT, "the new version's options", || (marks() == 0).then_some(()));
+        line.stop(&["the upgrade has failed", "broken.yaml", "error: ", "restart"]);
     });
 }
 

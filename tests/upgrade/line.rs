@@ -1,17 +1,58 @@
 //! A line of versions of one daemon, from a program on disk that can be replaced.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::kit::{Host, LIMIT, until};
-use crate::world::{BINARY, PLAIN};
+use crate::kit::door::{Dial, talk};
+use crate::kit::wait::pause;
+use crate::kit::{Door, Family, Host, LIMIT, Lab, until};
+use crate::world::{BINARY, PLAIN, request};
+
+/// Where the application listens that tests reach through adit.
+pub const PORT: u16 = 8080;
+
+/// A connection through adit, by its two ends.
+pub struct Pair {
+    pub client: TcpStream,
+    pub server: TcpStream,
+}
+
+impl Pair {
+    pub fn new(lab: &Lab, door: &Door) -> Self {
+        Self::by(Family::V4, lab, door)
+    }
+
+    pub fn by(family: Family, lab: &Lab, door: &Door) -> Self {
+        let to = (lab.server.address(family), PORT).into();
+        let client = Dial::default().connect(&lab.adit, to).expect("the door accepts");
+        Self { client, server: door.accept().stream }
+    }
+
+    pub fn talk(&mut self) {
+        talk(&mut self.client, &mut self.server);
+    }
+}
+
+/// A new connection is carried.
+pub fn carries(lab: &Lab, door: &Door) {
+    Pair::new(lab, door).talk();
+}
+
+/// A command that runs the program with these variables.
+pub fn with(host: &Host, variables: &[&str], program: &str) -> Command {
+    let mut command = host.command("env");
+    command.args(variables).arg(program);
+    command
+}
 
 /// What is running, and the files it runs from.
 pub struct Line<'a> {
@@ -124,6 +165,23 @@ impl<'a> Line<'a> {
 
     pub fn upgraded(&self) -> Value {
         self.upgrade().unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    /// Asks probes, status and metrics again and again until `over`: how many good answers came, and what else.
+    pub fn ask(&self, over: &AtomicBool) -> (usize, Vec<String>) {
+        let (mut answered, mut wrong) = (0, Vec::new());
+        while !over.load(Ordering::Relaxed) {
+            for (port, path) in [(15021, "/healthz/ready"), (15000, "/status"), (15020, "/metrics")] {
+                match request(self.host, port, "GET", path) {
+                    Some((200, _)) => answered += 1,
+                    other => {
+                        wrong.push(format!("{path}: {:?}", other.map(|(status, body)| format!("{status} {body}"))))
+                    }
+                }
+            }
+            pause(Duration::from_millis(2));
+        }
+        (answered, wrong)
     }
 
     /// Waits for the first process to end.

@@ -12,11 +12,10 @@ use rustix::process::Signal;
 use crate::kit::isolate::measured;
 use crate::kit::wait::pause;
 use crate::kit::{Host, LIMIT, isolated, until};
-use crate::line::{Line, pid_of, send, wait_gone};
+use crate::line::{Line, PORT, pid_of, send, wait_gone};
 use crate::serve::echo;
-use crate::world::{captured, request};
+use crate::world::captured;
 
-const PORT: u16 = 8080;
 const UPGRADES: usize = 20;
 /// New connections a second that are wanted; what a build without optimization manages on a busy machine is less.
 const RATE: u32 = 2000;
@@ -62,21 +61,6 @@ fn exchange(address: SocketAddr) -> Result<(), String> {
     if byte == *b"x" { Ok(()) } else { Err(format!("another byte: {byte:?}")) }
 }
 
-/// Asks probes and status again and again until `over`; every answer must be a good one.
-fn ask(line: &Line<'_>, over: &AtomicBool) -> (usize, Vec<String>) {
-    let (mut answered, mut wrong) = (0, Vec::new());
-    while !over.load(Ordering::Relaxed) {
-        for (port, path) in [(15021, "/healthz/ready"), (15000, "/status"), (15020, "/metrics")] {
-            match request(line.host, port, "GET", path) {
-                Some((200, _)) => answered += 1,
-                other => wrong.push(format!("{path}: {:?}", other.map(|(status, body)| format!("{status} {body}")))),
-            }
-        }
-        pause(Duration::from_millis(2));
-    }
-    (answered, wrong)
-}
-
 #[test]
 fn twenty_upgrades_under_load_lose_no_connection() {
     isolated(|| {
@@ -89,7 +73,7 @@ fn twenty_upgrades_under_load_lose_no_connection() {
         let start = Instant::now();
         let (answered, wrong) = thread::scope(|scope| {
             scope.spawn(|| load(&lab.adit, address, &over, &all));
-            let asking = scope.spawn(|| ask(&line, &over));
+            let asking = scope.spawn(|| line.ask(&over));
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let mut before = line.pid();
                 for round in 0..UPGRADES {

@@ -5,12 +5,9 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal};
 
-use crate::kit::door::{Dial, talk};
 use crate::kit::{Door, Host, LIMIT, Lab, isolated, until};
-use crate::line::{Line, pid_of, send, wait_gone};
+use crate::line::{Line, PORT, Pair, carries, pid_of, send, wait_gone};
 use crate::world::captured;
-
-const PORT: u16 = 8080;
 
 /// In a PID namespace of its own, where what it starts is process 1.
 fn first_process(host: &Host, program: &str) -> Command {
@@ -44,11 +41,6 @@ fn supervisor(line: &Line<'_>) -> Pid {
     until(LIMIT, "process 1", || children(line.first()).first().map(|(pid, _)| *pid))
 }
 
-fn carries(lab: &Lab, door: &Door) {
-    let mut client = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-    talk(&mut client, &mut door.accept().stream);
-}
-
 #[test]
 fn process_1_starts_every_version_passes_signals_on_and_ends_with_the_last() {
     isolated(|| {
@@ -62,8 +54,7 @@ fn process_1_starts_every_version_passes_signals_on_and_ends_with_the_last() {
 
         send(process1, Signal::HUP);
         line.wait_log("reload");
-        let mut kept = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-        let mut kept_at_server = door.accept().stream;
+        let mut kept = Pair::new(&lab, &door);
         let mut before = inner;
         for round in 0..2 {
             line.replace_program();
@@ -80,11 +71,11 @@ fn process_1_starts_every_version_passes_signals_on_and_ends_with_the_last() {
             carries(&lab, &door);
             if round == 0 {
                 // While the first version drains, the second is the one that signals are for.
-                talk(&mut kept, &mut kept_at_server);
+                kept.talk();
                 assert_eq!(children(process1).len(), 2);
             }
         }
-        drop((kept, kept_at_server));
+        drop(kept);
         until(LIMIT, "the older versions to end and to be reaped", || (children(process1).len() == 1).then_some(()));
 
         // An orphan of somebody else's (`kubectl exec`) is reaped, too.

@@ -1,19 +1,12 @@
 //! A service manager's side: sockets that it opens (the real `systemd-socket-activate`), and what it is told.
 
-use rustix::process::Signal;
 use std::os::unix::net::UnixDatagram;
 
-use crate::kit::door::{Dial, talk};
-use crate::kit::{Door, LIMIT, Lab, isolated, until};
-use crate::line::{Line, send, wait_gone};
+use rustix::process::Signal;
+
+use crate::kit::{Door, LIMIT, isolated, until};
+use crate::line::{Line, PORT, carries, send, wait_gone, with};
 use crate::world::captured;
-
-const PORT: u16 = 8080;
-
-fn carries(lab: &Lab, door: &Door) {
-    let mut client = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-    talk(&mut client, &mut door.accept().stream);
-}
 
 /// Where a service manager listens.
 struct Manager {
@@ -53,9 +46,7 @@ fn a_service_manager_is_told_of_every_stage() {
         let mut manager = Manager::new();
         let variable = manager.variable();
         let line = Line::start_unready(&lab.adit, "shutdown: { deadline: 7s }\n", "", |program| {
-            let mut command = lab.adit.command("env");
-            command.args([variable.as_str(), "WATCHDOG_USEC=400000", program]);
-            command
+            with(&lab.adit, &[&variable, "WATCHDOG_USEC=400000"], program)
         });
         let main_pid = |pid: rustix::process::Pid| format!("MAINPID={}", pid.as_raw_pid());
         manager.wait(&["READY=1", &main_pid(line.first())]);
@@ -98,11 +89,8 @@ fn a_service_manager_that_does_not_read_holds_up_nothing() {
         flood.set_nonblocking(true).expect("non-blocking");
         let full = until(LIMIT, "a full queue", || flood.send_to(b"x", &socket).err());
         assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
-        let mut line = Line::start_by(&lab.adit, "", "", |program| {
-            let mut command = lab.adit.command("env");
-            command.args([variable.as_str(), "WATCHDOG_USEC=100000", program]);
-            command
-        });
+        let mut line =
+            Line::start_by(&lab.adit, "", "", |program| with(&lab.adit, &[&variable, "WATCHDOG_USEC=100000"], program));
         line.upgraded();
         assert!(line.wait_first().success());
         line.stop(&["does not read what it is told"]);
@@ -148,9 +136,7 @@ fn a_variable_set_by_hand_is_refused() {
         let lab = captured();
         for starter in ["predecessor", "supervisor", "somebody"] {
             let mut line = Line::start_unready(&lab.adit, "", "", |program| {
-                let mut command = lab.adit.command("env");
-                command.args([&format!("ADIT_STARTED_BY={starter}"), program]);
-                command
+                with(&lab.adit, &[&format!("ADIT_STARTED_BY={starter}")], program)
             });
             assert_eq!(line.wait_first().code(), Some(1), "{}", line.log());
             assert!(line.log().contains("it is not for setting by hand"), "{}", line.log());

@@ -1,25 +1,22 @@
 //! Which sockets move: by name and address, whatever has changed around them.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::FileTypeExt as _;
 
 use serde_json::{Value, json};
 
-use crate::kit::door::{Dial, talk};
 use crate::kit::{Door, Family, LIMIT, Lab, isolated, until};
-use crate::line::{Line, wait_gone};
+use crate::line::{Line, PORT, Pair, runs, wait_gone};
 use crate::world::{captured, request};
 
-const PORT: u16 = 8080;
 /// What a version says when it finds the changed settings before it is followed.
 const RESTART: &str = "restart";
 
-fn carries(lab: &Lab, door: &Door) {
+/// By both families, often enough to come to every worker.
+fn carries_all(lab: &Lab, door: &Door) {
     for family in Family::BOTH {
-        let address = SocketAddr::from((lab.server.address(family), PORT));
         for _ in 0..8 {
-            let mut client = Dial::default().connect(&lab.adit, address).expect("the door accepts");
-            talk(&mut client, &mut door.accept().stream);
+            Pair::by(family, lab, door).talk();
         }
     }
 }
@@ -49,7 +46,7 @@ fn every_number_of_workers_follows_every_other() {
             let report = line.upgraded();
             assert_eq!((&report["moved"], &report["opened"], &report["left"]), (&json!(7), &json!([]), &json!([])));
             assert_eq!(line.status()["workers"], workers);
-            carries(&lab, &door);
+            carries_all(&lab, &door);
             wait_gone(before, LIMIT);
         }
         line.stop(&[RESTART]);
@@ -63,7 +60,9 @@ fn changed_addresses_are_opened_and_what_is_not_wanted_any_more_is_closed() {
         let door = Door::open(&lab.server, PORT);
         let line = Line::start(&lab.adit, "listen: { socks5: '127.0.0.1:15080', readiness: '127.0.0.1:15021' }\n", "");
         let first = line.pid();
-        // The metrics port stays, SOCKS5 moves, the readiness port is off, and HTTP of another name is not taken for it.
+        // So that what it has closed is not closed by its end.
+        let mut kept = Pair::new(&lab, &door);
+        // Metrics and SOCKS5 move, the readiness port is off.
         line.configure(
             "workers: 1\nlisten: { socks5: '127.0.0.1:15081', readiness: off, metrics: '127.0.0.1:15022' }\n",
         );
@@ -73,12 +72,16 @@ fn changed_addresses_are_opened_and_what_is_not_wanted_any_more_is_closed() {
         for name in ["metrics", "readiness", "socks5"] {
             assert!(left.contains(&json!(name)), "{report}");
         }
+        for closed in ["127.0.0.1:15080", "127.0.0.1:15020", "127.0.0.1:15021"] {
+            until(LIMIT, &format!("{closed} to be closed"), || (!opens(&line, closed)).then_some(()));
+        }
+        kept.talk();
+        assert!(runs(first));
+        drop(kept);
         wait_gone(first, LIMIT);
         assert!(listening(&line).contains(&("socks5".into(), "127.0.0.1:15081".into())));
         assert!(opens(&line, "127.0.0.1:15081") && opens(&line, "127.0.0.1:15022"));
-        assert!(!opens(&line, "127.0.0.1:15080"), "nobody serves it any more");
-        assert!(!opens(&line, "127.0.0.1:15021") && !opens(&line, "127.0.0.1:15020"));
-        carries(&lab, &door);
+        carries_all(&lab, &door);
 
         // Port 0 is any port, and so the one that it was.
         line.configure("workers: 1\nlisten: { socks5: '127.0.0.1:0', metrics: '127.0.0.1:15022' }\n");

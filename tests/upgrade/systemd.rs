@@ -10,14 +10,12 @@ use std::thread;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use crate::kit::door::{Dial, talk};
 use crate::kit::isolate::finish;
-use crate::kit::{Door, Host, LIMIT, Lab, isolated_as_root, until};
-use crate::line::{pid_of, put, send};
+use crate::kit::{Door, Host, LIMIT, isolated_as_root, until};
+use crate::line::{PORT, carries, pid_of, put, send};
 use crate::process1::children;
 use crate::world::{BINARY, captured};
 
-const PORT: u16 = 8080;
 const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/systemd");
 
 /// A machine that runs systemd, but for its network, which is a host's.
@@ -126,11 +124,6 @@ impl Drop for Machine<'_> {
 #[expect(clippy::print_stderr, reason = "what systemd and the daemon said is half of every failure")]
 fn show(said: &str) {
     eprintln!("{said}");
-}
-
-fn carries(lab: &Lab, door: &Door) {
-    let mut client = Dial::default().connect(&lab.adit, (lab.server.v4, PORT).into()).expect("the door accepts");
-    talk(&mut client, &mut door.accept().stream);
 }
 
 #[test]

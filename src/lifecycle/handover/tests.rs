@@ -1,3 +1,5 @@
+//! What two versions say to each other, and what becomes of it when one of them says something else or nothing.
+
 use std::os::fd::AsRawFd as _;
 
 use super::*;
@@ -15,6 +17,15 @@ fn ready() -> Ready {
 /// The successor's blocking part beside the predecessor's.
 async fn received(link: Link) -> (Result<Legacy, HandoverError>, Link) {
     tokio::task::spawn_blocking(move || (receive(&link), link)).await.expect("joined")
+}
+
+/// A predecessor and its successor, and that one's link, after a gift without sockets.
+async fn given_nothing() -> (Heir, Legacy, Link) {
+    let (heir, theirs) = links();
+    let nothing = Gift::default();
+    let (given, (legacy, link)) = tokio::join!(heir.give(&nothing), received(theirs));
+    given.expect("given");
+    (heir, legacy.expect("received"), link)
 }
 
 #[tokio::test]
@@ -70,19 +81,13 @@ async fn all_sockets_arrive_by_name_however_many() {
 
 #[tokio::test]
 async fn a_gift_of_nothing_arrives_too() {
-    let (heir, theirs) = links();
-    let nothing = Gift::default();
-    let (given, (legacy, _link)) = tokio::join!(heir.give(&nothing), received(theirs));
-    given.expect("given");
-    assert!(legacy.expect("received").sockets.is_empty());
+    let (_heir, legacy, _link) = given_nothing().await;
+    assert!(legacy.sockets.is_empty());
 }
 
 #[tokio::test]
 async fn a_successor_that_fails_says_why() {
-    let (heir, theirs) = links();
-    let nothing = Gift::default();
-    let (given, (_legacy, link)) = tokio::join!(heir.give(&nothing), received(theirs));
-    given.expect("given");
+    let (heir, _legacy, link) = given_nothing().await;
     fail(&link, "mesh.yaml:3: no such key");
     drop(link);
     let error = heir.ready(Duration::from_secs(5)).await.expect_err("failed");
@@ -93,7 +98,7 @@ async fn a_successor_that_fails_says_why() {
 #[tokio::test(start_paused = true)]
 async fn a_successor_that_says_nothing_is_given_up() {
     let (heir, _theirs) = links();
-    assert!(matches!(heir.give(&Gift::default()).await, Err(HandoverError::Silent)));
+    assert!(matches!(heir.give(&Gift::default()).await, Err(HandoverError::Silent(_))));
     assert!(matches!(heir.ready(Duration::from_secs(60)).await, Err(HandoverError::Late(_))));
     // Once it may serve only its end is a failure.
     assert!(timeout(Duration::from_secs(3600), heir.take_over()).await.is_err());
@@ -103,23 +108,26 @@ async fn a_successor_that_says_nothing_is_given_up() {
 
 #[tokio::test]
 async fn a_predecessor_that_dies_leaves_its_place() {
-    let (heir, theirs) = links();
-    let nothing = Gift::default();
-    let (given, (legacy, link)) = tokio::join!(heir.give(&nothing), received(theirs));
-    given.expect("given");
-    let predecessor = Draining::new(legacy.expect("received").from, link).expect("watched");
+    let (heir, legacy, link) = given_nothing().await;
+    let predecessor = Draining::new(legacy.from, link).expect("watched");
     let (leave, ()) = tokio::join!(predecessor.ready(ready()), async { drop(heir) });
     assert_eq!(leave.expect("no error"), Leave::Orphaned);
     assert_eq!(predecessor.ready(ready()).await.expect("no error"), Leave::Orphaned, "gone before it was told");
 }
 
+/// One that stands still has not died, and may go on.
+#[tokio::test(start_paused = true)]
+async fn a_predecessor_that_stands_still_is_not_waited_for_for_ever() {
+    let (_heir, theirs) = links();
+    let predecessor = Draining::new(Version::own(), theirs).expect("watched");
+    let error = predecessor.ready(ready()).await.expect_err("no leave");
+    assert_eq!(error.to_string(), "it did not answer within 30s");
+}
+
 #[tokio::test]
 async fn what_is_taken_back_is_not_taken_over() {
-    let (heir, theirs) = links();
-    let nothing = Gift::default();
-    let (given, (legacy, link)) = tokio::join!(heir.give(&nothing), received(theirs));
-    given.expect("given");
-    let predecessor = Draining::new(legacy.expect("received").from, link).expect("watched");
+    let (heir, legacy, link) = given_nothing().await;
+    let predecessor = Draining::new(legacy.from, link).expect("watched");
     heir.withdraw();
     drop(heir);
     let leave = predecessor.ready(ready()).await;
