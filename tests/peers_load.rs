@@ -328,7 +328,7 @@ fn peers_are_chosen_by_name_and_ztunnel_by_its_program() {
     let without = chosen(&[], &programs(None)).unwrap();
     assert!(without.iter().all(|name| !name.contains("ztunnel") && !name.contains("captured")), "{without:?}");
     let with = chosen(&[], &programs(Some("/nowhere/ztunnel"))).unwrap();
-    assert_eq!(with[without.len()..], ["ztunnel", "ztunnel-tunnel"]);
+    assert_eq!(with[without.len()..], ["ztunnel", "ztunnel-tunnel", "adit-self-tunnel"]);
     assert!(chosen(&["ztunel"], &programs(None)).unwrap_err().contains("ztunnel-tunnel"));
     for (given, reason) in [(None, "--ztunnel"), (Some("/nowhere/ztunnel"), "does not exist")] {
         let found = recipe::find("ztunnel", &programs(given)).unwrap();
@@ -360,7 +360,14 @@ fn workers_and_family_are_in_the_name() {
 #[test]
 fn adit_takes_the_configs_that_the_bench_gives_it() {
     let programs = programs(None);
-    for (peer, parts) in [("adit", 1), ("adit-2", 1), ("adit-tunnel", 2), ("adit-2-tunnel", 2)] {
+    for (peer, parts) in [
+        ("adit", 1),
+        ("adit-2", 1),
+        ("adit-tproxy", 1),
+        ("adit-tunnel", 2),
+        ("adit-self-tunnel", 1),
+        ("adit-2-tunnel", 2),
+    ] {
         let found = recipe::find(peer, &programs).unwrap();
         let Found::Proxy { recipe, .. } = found else { panic!("{found:?}") };
         assert_eq!(recipe.parts.len(), parts, "{peer}");

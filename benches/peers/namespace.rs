@@ -21,11 +21,21 @@ pub(crate) const SERVER: SocketAddrV4 = SocketAddrV4::new(HOST, 9000);
 /// What adit puts on its sockets, by default.
 const PACKET_MARK: u32 = 1337;
 
+/// How the kernel brings a connection to a proxy that the client did not address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Address translation in the output hook.
+    Redirect,
+    /// Marked in the output hook, routed back in over loopback, and given to the proxy's socket there.
+    Tproxy,
+}
+
 /// Connections to `from` reach `to`, unless they bear adit's mark.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Capture {
     pub(crate) from: SocketAddrV4,
     pub(crate) to: u16,
+    pub(crate) kind: Kind,
 }
 
 /// A command that runs `program` in fresh network, PID and mount namespaces; with a user namespace too, where we are not root.
@@ -50,24 +60,45 @@ pub(crate) fn furnish() -> Result<()> {
     // Without it connects search the table for longer and longer, and fail after 49,152 of them.
     sysctl("net/ipv4/ip_local_port_range", "16384 65535")?;
     sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    // A captured client and its proxy connect to one and the same address, so they use ports up twice as fast as the others and would search for one first. Kernels
+    // before 6.14 have the second fixed.
+    let delay = "net/ipv4/tcp_tw_reuse_delay";
+    if Path::new("/proc/sys").join(delay).exists() {
+        sysctl(delay, "1")?;
+    }
+    // The one that every kernel has and every namespace may choose; without loss it does as cubic does, which most hosts have. Where the host's is BBR, the kernel
+    // paces each socket with a timer, on loopback too: that costs up to twice as much per byte, depending on what BBR came to believe in a cell's first moments.
+    sysctl("net/ipv4/tcp_congestion_control", "reno")?;
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
     setrlimit(Resource::Nofile, Rlimit { ..files }).context("cannot raise the limit of open files")?;
     Ok(())
 }
 
-/// Installs the rule that captures, as `adit redirect` would: nat in the output hook, since the client lives on the same host.
+/// Installs the rules that capture, as `adit redirect` would: in the output hook, since the client lives on the same host.
 pub(crate) fn capture(capture: Capture) -> Result<()> {
-    let Capture { from, to } = capture;
-    let rules = format!(
-        "table ip peers {{ chain output {{ type nat hook output priority -100; policy accept; \
-         ip daddr {} tcp dport {} meta mark != {PACKET_MARK} redirect to :{to}; }}; }}\n",
-        from.ip(),
-        from.port()
-    );
+    let Capture { from, to, kind } = capture;
+    let chosen = format!("ip daddr {} tcp dport {} meta mark != {PACKET_MARK}", from.ip(), from.port());
+    let rules = match kind {
+        Kind::Redirect => format!(
+            "table ip peers {{ chain output {{ type nat hook output priority -100; policy accept; {chosen} redirect to :{to}; }}; }}\n"
+        ),
+        Kind::Tproxy => {
+            run("ip", &["rule", "add", "fwmark", "0x112", "lookup", "112"], "")?;
+            run("ip", &["route", "add", "local", "default", "dev", "lo", "table", "112"], "")?;
+            // Nothing here needs the kernel to remember the connection, so nothing tracks it. `adit redirect` decides by the first packet and has it remember.
+            format!(
+                "table ip peers {{ chain output {{ type route hook output priority mangle; policy accept; {chosen} meta mark set 0x112; }};
+                chain returned {{ type filter hook prerouting priority mangle; policy accept; iif lo meta l4proto tcp meta mark 0x112 tproxy to :{to} accept; }}; }}\n"
+            )
+        }
+    };
     run("nft", &["-f", "-"], &rules)?;
     // Closed connections stay in conntrack's table for two minutes by default; a bench would fill it.
-    sysctl("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1")
+    if kind == Kind::Redirect {
+        sysctl("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1")?;
+    }
+    Ok(())
 }
 
 fn sysctl(name: &str, value: &str) -> Result<()> {

@@ -18,14 +18,14 @@ use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::load::HalfClose;
-use super::namespace::{Capture, HOST, SERVER};
+use super::namespace::{Capture, HOST, Kind, SERVER};
 
 /// The peers of a run without `--peers`.
 const DEFAULT: [&str; 8] = ["direct", "haproxy", "nginx", "envoy", "adit", "adit-2", "envoy-tunnel", "adit-tunnel"];
-/// The peers that a run without `--peers` has besides, once it is told where the program is.
-const ZTUNNELS: [&str; 2] = ["ztunnel", "ztunnel-tunnel"];
+/// The peers that a run without `--peers` has besides, once it is told where the program is: ztunnel's pair is one process, so adit's is that too.
+const ZTUNNELS: [&str; 3] = ["ztunnel", "ztunnel-tunnel", "adit-self-tunnel"];
 /// Those that must be asked for. The captured twins stand behind the same redirect rule as adit does, and so show what the kernel's share of capture is.
-const ON_DEMAND: [&str; 4] = ["haproxy-captured", "nginx-captured", "envoy-captured", "adit-2-tunnel"];
+const ON_DEMAND: [&str; 5] = ["haproxy-captured", "nginx-captured", "envoy-captured", "adit-tproxy", "adit-2-tunnel"];
 
 /// Where captured clients of the twins connect to; the twins themselves go on to `SERVER`.
 const CAPTURED: SocketAddrV4 = SocketAddrV4::new(HOST, 9001);
@@ -132,8 +132,10 @@ pub(crate) fn find(name: &str, programs: &Programs) -> Result<Found> {
     let (base, captured) = name.strip_suffix("-captured").map_or((name, false), |base| (base, true));
     let (found, door) = match base {
         "direct" => return Ok(Found::Direct),
-        "adit" | "adit-2" => return adit(&programs.adit, workers(base)),
+        "adit" | "adit-2" => return adit(&programs.adit, workers(base), Kind::Redirect),
+        "adit-tproxy" => return adit(&programs.adit, 1, Kind::Tproxy),
         "adit-tunnel" | "adit-2-tunnel" => return tunnel::adits(&programs.adit, workers(base)),
+        "adit-self-tunnel" => return tunnel::adit_itself(&programs.adit),
         "envoy-tunnel" => return tunnel::envoys(&programs.adit),
         "ztunnel" | "ztunnel-tunnel" => return ztunnel::find(programs.ztunnel.as_deref(), tunnel::is_one(base)),
         "haproxy" => (haproxy()?, HAPROXY),
@@ -144,27 +146,31 @@ pub(crate) fn find(name: &str, programs: &Programs) -> Result<Found> {
     Ok(match found {
         Err(package) => Found::Missing(package),
         Ok(recipe) if captured => {
-            let capture = Some(Capture { from: CAPTURED, to: door });
+            let capture = Some(Capture { from: CAPTURED, to: door, kind: Kind::Redirect });
             Found::Proxy { recipe: Recipe { capture, ..recipe }, target: CAPTURED }
         }
         Ok(recipe) => Found::Proxy { recipe, target: SocketAddrV4::new(HOST, door) },
     })
 }
 
-fn adit(program: &Path, workers: u32) -> Result<Found> {
+fn adit(program: &Path, workers: u32, kind: Kind) -> Result<Found> {
     if !program.exists() {
         return Ok(Found::Missing(format!("{} does not exist", program.display())));
     }
+    let name = match kind {
+        Kind::Redirect => "redirect",
+        Kind::Tproxy => "tproxy",
+    };
     let config = format!(
         "workers: {workers}\n\
          egress: allowAny\n\
-         capture: redirect\n\
+         capture: {name}\n\
          listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: off\n  hbone: off\n  socks5: off\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n\
          log: {{ filter: warn, access: false }}\n"
     );
     let part = Part { readiness: Some((ADIT_READY, READY)), ..Part::new(program, RUN, config) };
-    let capture = Some(Capture { from: SERVER, to: ADIT });
+    let capture = Some(Capture { from: SERVER, to: ADIT, kind });
     let version = version(program, "--version").unwrap_or_else(|error| format!("{error:#}"));
     Ok(Found::Proxy { recipe: Recipe { capture, ..Recipe::alone(part, version) }, target: SERVER })
 }
@@ -179,7 +185,9 @@ fn haproxy() -> Result<std::result::Result<Recipe, String>> {
         connections(getrlimit(Resource::Nofile).maximum)
     );
     let version = version(&program, "-v")?;
-    Ok(Ok(Recipe::alone(Part::new(&program, &["-db", "-f"], config), version)))
+    // It resets a client that still sends when its server has ended, where both directions are spliced.
+    let half_close = HalfClose::ClientOnly;
+    Ok(Ok(Recipe { half_close, ..Recipe::alone(Part::new(&program, &["-db", "-f"], config), version) }))
 }
 
 fn nginx() -> Result<std::result::Result<Recipe, String>> {

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::super::load::HalfClose;
-use super::super::namespace::{Capture, HOST, SERVER};
+use super::super::namespace::{Capture, HOST, Kind, SERVER};
 use super::{ADIT, ADIT_READY, Found, Part, READY, RUN, Recipe, envoy, version};
 
 /// Where tunnels arrive.
@@ -66,18 +66,43 @@ pub(super) fn adits(program: &Path, workers: u32) -> Result<Found> {
          metrics: '127.0.0.1:15120'\n  readiness: '{FAR_READY}'\n",
         settings(FAR, workers)
     );
-    let mesh = format!(
-        "workloads:\n- {{ uid: {FAR}, name: {FAR}, namespace: bench, serviceAccount: {FAR}, protocol: HBONE, workloadIps: [{HOST}] }}\n"
-    );
     let recipe = Recipe {
         parts: vec![part(far, FAR_READY), part(near, ADIT_READY)],
         version: version(program, "--version").unwrap_or_else(|error| format!("{error:#}")),
-        capture: Some(Capture { from: SERVER, to: ADIT }),
-        files: vec![("mesh.yaml", mesh)],
+        capture: Some(Capture { from: SERVER, to: ADIT, kind: Kind::Redirect }),
+        files: vec![("mesh.yaml", mesh())],
         issuer: Some(program.to_owned()),
         half_close: HalfClose::Both,
     };
     Ok(Found::Proxy { recipe, target: SERVER })
+}
+
+/// One adit that is both ends, as ztunnel's pair is: what it captures it brings through a tunnel to its own door.
+pub(super) fn adit_itself(program: &Path) -> Result<Found> {
+    if !program.exists() {
+        return Ok(Found::Missing(format!("{} does not exist", program.display())));
+    }
+    let config = format!(
+        "{}preserveSource: off\n\
+         listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: '127.0.0.1:15006'\n  hbone: '{HBONE}'\n  admin: '127.0.0.1:15000'\n  \
+         metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n",
+        settings(FAR, 1)
+    );
+    let recipe = Recipe {
+        parts: vec![Part { readiness: Some((ADIT_READY, READY)), ..Part::new(program, RUN, config) }],
+        version: version(program, "--version").unwrap_or_else(|error| format!("{error:#}")),
+        capture: Some(Capture { from: SERVER, to: ADIT, kind: Kind::Redirect }),
+        files: vec![("mesh.yaml", mesh())],
+        issuer: Some(program.to_owned()),
+        half_close: HalfClose::Both,
+    };
+    Ok(Found::Proxy { recipe, target: SERVER })
+}
+
+fn mesh() -> String {
+    format!(
+        "workloads:\n- {{ uid: {FAR}, name: {FAR}, namespace: bench, serviceAccount: {FAR}, protocol: HBONE, workloadIps: [{HOST}] }}\n"
+    )
 }
 
 fn settings(end: &str, workers: u32) -> String {

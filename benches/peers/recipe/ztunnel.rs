@@ -3,8 +3,6 @@
 //! Its ports are fixed, so a namespace holds one of them: the pair is one process whose outbound side opens a tunnel to its own port 15008, as it does for any
 //! workload that takes HBONE, its own node's included. State comes from a file (`LOCAL_XDS_PATH`); the identity of the pair from the certificate authority that only
 //! builds with the feature `testing` contain (`FAKE_CA`).
-//!
-//! Not tried with ztunnel itself: no program was at hand where this was written.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
@@ -12,7 +10,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::super::load::HalfClose;
-use super::super::namespace::{Capture, HOST, SERVER};
+use super::super::namespace::{Capture, HOST, Kind, SERVER};
 use super::{ADIT, Found, Part, READY, Recipe, version};
 
 const READINESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 15021);
@@ -58,7 +56,7 @@ pub(super) fn find(program: Option<&Path>, tunnel: bool) -> Result<Found> {
     let recipe = Recipe {
         parts: vec![part],
         version: version(program, "version").unwrap_or_else(|error| format!("{error:#}")),
-        capture: Some(Capture { from: SERVER, to: ADIT }),
+        capture: Some(Capture { from: SERVER, to: ADIT, kind: Kind::Redirect }),
         files: vec![("mesh.yaml", mesh)],
         issuer: None,
         half_close: HalfClose::Both,
