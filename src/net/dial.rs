@@ -97,9 +97,14 @@ pub async fn dial(address: UpstreamAddr, options: DialOptions, own: &OwnSockets)
         own.remember(Ends { local, remote: canonical(address.socket_addr()) }, options.way)
     };
     let mut dialling = Dialling(Some(TcpStream::from_std(socket.into()).map_err(DialError::Socket)?));
-    let established = |stream: &TcpStream| stream.take_error().and_then(|error| error.map_or(Ok(()), Err));
     if let Some(stream) = &dialling.0 {
-        stream.ready(Interest::WRITABLE).await.and_then(|_| established(stream)).map_err(fail)?;
+        // A socket that failed is not only writable but also closed for writing; only then it is asked why.
+        let ready = stream.ready(Interest::WRITABLE).await.map_err(fail)?;
+        if ready.is_write_closed()
+            && let Some(error) = stream.take_error().map_err(fail)?
+        {
+            return Err(fail(error));
+        }
     }
     match dialling.0.take() {
         Some(stream) => Ok(Dialled { stream, own }),

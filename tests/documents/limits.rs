@@ -66,7 +66,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("proxy/proxy_header/write.rs", &["PROXY", "UNSPECIFIED", "TCP_OVER_IPV4", "TCP_OVER_IPV6", "IDENTITY"]),
     ("proxy/rate.rs", &["SHARDS"]),
     ("proxy/relay/finish.rs", &["FIRST_LOOK", "LAST_LOOK"]),
-    ("proxy/relay/half.rs", &["FULL_READS", "SMALL_FILLS", "SMALL_FILL_BYTES"]),
+    ("proxy/relay/half.rs", &["LARGE_READ_BYTES", "LARGE_READS", "SMALL_FILL_BYTES", "SMALL_FILLS"]),
     ("proxy/relay/stream/inbox.rs", &["SMALL", "PACK", "PIECES"]),
     ("proxy/socks5/request.rs", &["VERSION", "NO_AUTH", "CONNECT"]),
     ("proxy/sweep.rs", &["IDLE_TICK", "KEEPALIVE_AFTER"]),

@@ -1,7 +1,7 @@
 //! One direction of a relay: reads from one socket, writes to the other, by copying or by `splice`.
 //!
-//! Starts by copying through a lent buffer. When reads keep filling the buffer it is bulk, and goes over to `splice`
-//! through a lent pipe; when little comes for a while it goes back. A pipe is filled only when it is empty, so that an
+//! Starts by copying through a lent buffer. When large reads follow each other it goes over to `splice` through a lent
+//! pipe; when little comes for a while it goes back. A pipe is filled only when it is empty, so that an
 //! EAGAIN while filling can only mean an empty socket, and one while emptying only a full one. `SPLICE_F_MORE` is not
 //! used: whether more will come is not known, and a wrong guess delays the last bytes.
 
@@ -23,12 +23,15 @@ use crate::proxy::registry::{Direction, Entry};
 /// Bytes moved in one poll before other connections of the worker get their turn. Also what makes bulk cheap with several
 /// of them: a socket that is left alone meanwhile is full when its turn comes again.
 const BYTES_PER_POLL: usize = 1024 * 1024;
-/// Full reads in a row that make a bulk transfer.
-const FULL_READS: u8 = 2;
-/// Small fills in a row that end one.
+/// A read of so much is large. Two splices cost about as much as copying 8 KiB twice; messages of 16 KiB cost a sixth less
+/// when they are spliced.
+const LARGE_READ_BYTES: usize = 12 * 1024;
+/// Large reads in a row after which bytes are spliced.
+const LARGE_READS: u8 = 2;
+/// A fill below this is small.
+const SMALL_FILL_BYTES: usize = 8 * 1024;
+/// Small fills in a row after which bytes are copied.
 const SMALL_FILLS: u8 = 8;
-/// A fill below this is small: copying it costs less than two splices.
-const SMALL_FILL_BYTES: usize = 16 * 1024;
 
 /// Which of the two sockets failed.
 #[derive(Debug)]
@@ -57,8 +60,8 @@ enum Held {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Counts full reads in a row.
-    Copy { full: u8 },
+    /// Counts large reads in a row.
+    Copy { large: u8 },
     /// Counts small fills in a row.
     Splice { small: u8 },
     /// Zero copy is off, or this kernel refused it for these sockets.
@@ -81,7 +84,7 @@ enum End {
 
 impl<'a> Half<'a> {
     pub(super) fn new(direction: Direction, from: &'a TcpStream, to: &'a TcpStream, zero_copy: bool) -> Self {
-        let mode = if zero_copy { Mode::Copy { full: 0 } } else { Mode::CopyOnly };
+        let mode = if zero_copy { Mode::Copy { large: 0 } } else { Mode::CopyOnly };
         Self { direction, from, to, held: Held::Nothing, mode, end: End::Open }
     }
 
@@ -162,17 +165,17 @@ impl<'a> Half<'a> {
         };
         let result = receive(self.from, &mut buffer);
         if let Ok(count) = result {
-            self.saw_read(count == buffer.len());
+            self.saw_read(count >= LARGE_READ_BYTES);
             self.held = Held::Copied { buffer, start: 0, end: count };
         }
         result
     }
 
-    fn saw_read(&mut self, filled: bool) {
-        if let Mode::Copy { full } = self.mode {
-            self.mode = match (filled, full + 1 >= FULL_READS) {
-                (false, _) => Mode::Copy { full: 0 },
-                (true, false) => Mode::Copy { full: full + 1 },
+    fn saw_read(&mut self, is_large: bool) {
+        if let Mode::Copy { large } = self.mode {
+            self.mode = match (is_large, large + 1 >= LARGE_READS) {
+                (false, _) => Mode::Copy { large: 0 },
+                (true, false) => Mode::Copy { large: large + 1 },
                 (true, true) => Mode::Splice { small: 0 },
             };
         }
@@ -184,7 +187,7 @@ impl<'a> Half<'a> {
             Held::Spliced(pipe) => pipe,
             Held::Nothing | Held::Copied { .. } => {
                 let Some(pipe) = pool.pipe() else {
-                    self.mode = Mode::Copy { full: 0 };
+                    self.mode = Mode::Copy { large: 0 };
                     return self.read(pool);
                 };
                 pipe
@@ -199,7 +202,7 @@ impl<'a> Half<'a> {
             self.mode = match (count < SMALL_FILL_BYTES, small + 1 >= SMALL_FILLS) {
                 (false, _) => Mode::Splice { small: 0 },
                 (true, false) => Mode::Splice { small: small + 1 },
-                (true, true) => Mode::Copy { full: 0 },
+                (true, true) => Mode::Copy { large: 0 },
             };
         }
         self.held = Held::Spliced(pipe);

@@ -109,6 +109,25 @@ fn half_close_is_half_close_and_every_byte_arrives() {
     });
 }
 
+#[test]
+fn large_messages_are_spliced_and_small_ones_copied() {
+    both_ways(|zero_copy| async move {
+        for (size, is_large) in [(4 * 1024, false), (16 * 1024, true)] {
+            let Between { mut client, mut server, budget, relay, .. } = between(zero_copy).await;
+            let (sent, mut received) = (noise(size, 1), vec![0; size]);
+            // One after the other, so that each is a read of its own.
+            for _ in 0..4 {
+                client.write_all(&sent).await.expect("send");
+                server.read_exact(&mut received).await.expect("receive");
+                assert!(received == sent);
+            }
+            assert_eq!(budget.used() > 0, zero_copy && is_large, "a pipe for messages of {size}");
+            drop((client, server));
+            relay.await.expect("relay");
+        }
+    });
+}
+
 /// Writes the pieces, with a pause now and then, and ends; meanwhile reads `want` in pieces of `most` until the end.
 async fn converse(stream: TcpStream, pieces: Vec<Vec<u8>>, most: usize, want: Vec<u8>) -> bool {
     let (mut read, mut write) = stream.into_split();

@@ -8,10 +8,10 @@ use std::time::Duration;
 use h2::Reason;
 use tokio::time::timeout;
 
-use crate::proxy::registry::State;
+use crate::proxy::registry::{Order, State};
 use crate::proxy::relay::stall::leave_to_kernel;
 use crate::proxy::relay::{Outcome, finish};
-use crate::telemetry::CloseReason;
+use crate::telemetry::{CloseReason, Side};
 
 use super::{InEnd, OutEnd, Relaying};
 
@@ -35,7 +35,11 @@ impl Relaying<'_> {
                 return Outcome::Killed(reason);
             }
             Outcome::Finished => {
-                leave_to_kernel(self.socket, self.options.keepalive.user_timeout);
+                // A socket that was dialled has none before its first second is over.
+                let is_dialled = self.side == Side::Downstream;
+                if !(is_dialled && self.entry.first_time(Order::KeepAlive)) {
+                    leave_to_kernel(self.socket, self.options.keepalive.user_timeout);
+                }
                 return outcome;
             }
             Outcome::Killed(_) => self.stream.reset(Reason::CANCEL),
