@@ -78,7 +78,6 @@ impl fmt::Display for Alert {
 pub enum Breach {
     NotSealed,
     RecordTooLong,
-    RecordMalformed,
     UnknownKind,
     TooManyWithoutData,
     MessageTooLong,
@@ -95,7 +94,6 @@ impl Breach {
         match self {
             Self::NotSealed => "a record is not sealed",
             Self::RecordTooLong => "a record is too long",
-            Self::RecordMalformed => "a record is malformed",
             Self::UnknownKind => "a record is of no known kind",
             Self::TooManyWithoutData => "too many records without data",
             Self::MessageTooLong => "a message is too long",
@@ -110,7 +108,7 @@ impl Breach {
     const fn alert(self) -> Alert {
         match self {
             Self::RecordTooLong => Alert::RECORD_OVERFLOW,
-            Self::RecordMalformed | Self::MessageTooLong | Self::MessageMalformed => Alert::DECODE_ERROR,
+            Self::MessageTooLong | Self::MessageMalformed => Alert::DECODE_ERROR,
             _ => Alert::UNEXPECTED_MESSAGE,
         }
     }
@@ -174,14 +172,6 @@ impl TlsError {
 
     pub(super) fn socket(error: &io::Error) -> Self {
         Self::Socket { kind: error.kind(), errno: error.raw_os_error() }
-    }
-
-    pub(super) fn record(error: &Error) -> Self {
-        match error {
-            Error::DecryptError => Self::Decrypt,
-            Error::PeerSentOversizedRecord => Self::Protocol(Breach::RecordTooLong),
-            _ => Self::Protocol(Breach::RecordMalformed),
-        }
     }
 
     /// What the peer is to be told; nothing when it has gone or is the one that complained.

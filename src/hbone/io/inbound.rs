@@ -1,7 +1,7 @@
 //! The receiving half: from ciphertext in a buffer to plaintext, record by record.
 //!
-//! In: bytes that the socket put into [`Inbound::room`]. Out: plaintext, copied once, from where it was opened into
-//! the reader's own buffer; and what the peer says beside it ([`Step`]). Invariants: a buffer is lent only while
+//! In: bytes that the socket put into [`Inbound::room`]. Out: plaintext, opened into the reader's own buffer, or copied
+//! there once where that has no room for a whole record; and what the peer says beside it ([`Step`]). Invariants: a buffer is lent only while
 //! something is in it; what waits for the rest of its record lies in memory of its own size ([`Inbound::park`]).
 //! Messages of a handshake that has ended are few: new keys are obeyed, tickets are dropped, all else is refused.
 
@@ -11,7 +11,7 @@ use rustls::ContentType;
 use tokio::io::ReadBuf;
 
 use crate::hbone::io::error::{Alert, Breach, TlsError};
-use crate::hbone::io::records::{HEADER, Keys, MAX_RECORD};
+use crate::hbone::io::records::{HEADER, Keys, MAX_RECORD, TAG};
 use crate::net::buffers::{Buffer, LARGE_BYTES, lend, lend_large};
 
 /// Records without data in a row. A peer that sends more wastes our time.
@@ -77,8 +77,9 @@ impl Inbound {
         self.plain.start += len;
     }
 
-    /// Opens the next record. To be called only when all plaintext has been read.
-    pub(super) fn step(&mut self, keys: &mut Keys) -> Result<Step, TlsError> {
+    /// Opens the next record: into `out` where that has room for whatever is in it, else where it is. To be called only when
+    /// all plaintext has been read.
+    pub(super) fn step(&mut self, keys: &mut Keys, out: &mut ReadBuf<'_>) -> Result<Step, TlsError> {
         if has_record(&self.parked) {
             self.unpark();
         }
@@ -93,12 +94,28 @@ impl Inbound {
             return Err(TlsError::Protocol(Breach::RecordTooLong));
         }
         let Some(payload) = rest.get_mut(..len) else { return Ok(Step::More) };
-        let (typ, plain) = keys.open(payload)?;
+        let inner = len.checked_sub(TAG).ok_or(TlsError::Decrypt)?;
+        let is_direct = inner <= out.remaining();
+        let (typ, plain) = if is_direct {
+            let room = out.initialize_unfilled_to(inner);
+            let (typ, plain) = keys.open(payload, room)?;
+            if typ != ContentType::ApplicationData {
+                // It is not for the reader.
+                payload[..plain].copy_from_slice(&room[..plain]);
+            }
+            (typ, plain)
+        } else {
+            keys.open_in_place(payload)?
+        };
         let start = self.sealed.start + HEADER;
         self.sealed.start = start + len;
         let content = start..start + plain;
         if typ == ContentType::ApplicationData && plain > 0 && self.message.is_empty() {
-            self.plain = content;
+            if is_direct {
+                out.advance(plain)
+            } else {
+                self.plain = content
+            }
             self.fruitless = 0;
             return Ok(Step::Done);
         }

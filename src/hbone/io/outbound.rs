@@ -1,26 +1,29 @@
 //! The sending half: from plaintext to sealed records, and from those to the socket, several at a time.
 //!
-//! In: slices of plaintext. Out: records on the wire. Invariants: the plaintext is copied once, into its record, which
-//! is sealed in place and handed to the socket from there; no more than [`QUEUE_BYTES`] of data wait; what we owe beside
-//! the data (a new key, an alert, a farewell) is small and owed once.
+//! In: slices of plaintext. Out: records on the wire. Invariants: plaintext is read where it lies and sealed into the
+//! buffer that is sent, one record behind the other; no more than [`QUEUE_BYTES`] of data wait; what we owe beside
+//! the data (a new key, an alert, a farewell) is small and owed once; a buffer is lent only while something is in it.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustls::ContentType;
-use rustls::crypto::cipher::OutboundChunks;
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
 use crate::hbone::io::error::{Alert, TlsError};
 use crate::hbone::io::records::{Keys, MAX_PLAIN, MAX_SEALED};
+use crate::net::buffers::{BUFFER_BYTES, Buffer, lend};
 
 /// Sealed data that may wait for the socket; the most that one write carries.
 pub const QUEUE_BYTES: usize = 4 * MAX_SEALED;
-/// Slices that one call looks at, of plaintext or of records.
-const SLICES: usize = 32;
+/// Pieces of plaintext that one record is made of, at most.
+const PIECES: usize = 32;
+
+// What we owe finds room behind the data.
+const _: () = assert!(QUEUE_BYTES + 1024 <= BUFFER_BYTES);
 
 /// A message that announces our next key and asks for nothing.
 const KEY_UPDATE: &[u8] = &[24, 0, 0, 1, 0];
@@ -29,10 +32,9 @@ const FATAL: u8 = 2;
 
 #[derive(Default)]
 pub(super) struct Outbound {
-    queue: VecDeque<Vec<u8>>,
-    /// How much of the first has gone.
-    sent: usize,
-    pub(super) bytes: usize,
+    buffer: Option<Buffer>,
+    /// Of the buffer: sealed and not sent.
+    queue: Range<usize>,
     owes_key: bool,
     farewell: bool,
 }
@@ -47,8 +49,13 @@ impl Outbound {
         self.owes_key
     }
 
+    /// What waits for the socket.
+    pub(super) fn queued(&self) -> &[u8] {
+        self.buffer.as_ref().and_then(|buffer| buffer.get(self.queue.clone())).unwrap_or_default()
+    }
+
     const fn has_room(&self) -> bool {
-        self.bytes + MAX_SEALED <= QUEUE_BYTES
+        self.queue.end + MAX_SEALED <= QUEUE_BYTES
     }
 
     /// Seals as much as there is room for, and waits when there is none.
@@ -62,16 +69,23 @@ impl Outbound {
         while !self.has_room() {
             ready!(self.poll_send(socket, cx))?;
         }
-        let mut chunks: [&[u8]; SLICES] = [&[]; SLICES];
-        let full = slices.iter().filter(|slice| !slice.is_empty());
-        let used = chunks.iter_mut().zip(full).map(|(chunk, slice)| *chunk = slice).count();
-        let mut rest = OutboundChunks::new(&chunks[..used]);
         let mut taken = 0;
-        while !rest.is_empty() && self.has_room() {
-            let (record, after) = rest.split_at(MAX_PLAIN);
-            taken += record.len();
-            self.put_data(keys, record)?;
-            rest = after;
+        let mut slices = slices.iter().map(|slice| &**slice).filter(|slice| !slice.is_empty());
+        let mut next = slices.next();
+        while next.is_some() && self.has_room() {
+            let mut pieces: [&[u8]; PIECES] = [&[]; PIECES];
+            let (mut used, mut room) = (0, MAX_PLAIN);
+            while let Some(slice) = next
+                && room > 0
+                && let Some(piece) = pieces.get_mut(used)
+            {
+                let (now, later) = slice.split_at(slice.len().min(room));
+                *piece = now;
+                (used, room) = (used + 1, room - now.len());
+                next = if later.is_empty() { slices.next() } else { Some(later) };
+            }
+            self.put_data(keys, pieces.get(..used).unwrap_or_default())?;
+            taken += MAX_PLAIN - room;
         }
         if !self.has_room() {
             let _waits: Poll<()> = self.poll_send(socket, cx)?;
@@ -79,24 +93,24 @@ impl Outbound {
         Poll::Ready(Ok(taken))
     }
 
-    fn put_data(&mut self, keys: &mut Keys, record: OutboundChunks<'_>) -> Result<(), TlsError> {
+    fn put_data(&mut self, keys: &mut Keys, pieces: &[&[u8]]) -> Result<(), TlsError> {
         if keys.is_worn() {
             self.owes_key = true;
         }
         self.settle_key(keys)?;
-        self.put(keys, ContentType::ApplicationData, record)
+        self.put(keys, ContentType::ApplicationData, pieces)
     }
 
-    fn put(&mut self, keys: &mut Keys, typ: ContentType, content: OutboundChunks<'_>) -> Result<(), TlsError> {
-        let record = keys.seal(typ, content)?;
-        self.bytes += record.len();
-        self.queue.push_back(record);
+    fn put(&mut self, keys: &mut Keys, typ: ContentType, pieces: &[&[u8]]) -> Result<(), TlsError> {
+        let buffer = self.buffer.get_or_insert_with(lend);
+        let room = buffer.get_mut(self.queue.end..).unwrap_or_default();
+        self.queue.end += keys.seal(typ, pieces, room)?;
         Ok(())
     }
 
     fn settle_key(&mut self, keys: &mut Keys) -> Result<(), TlsError> {
         if std::mem::take(&mut self.owes_key) {
-            self.put(keys, ContentType::Handshake, OutboundChunks::Single(KEY_UPDATE))?;
+            self.put(keys, ContentType::Handshake, &[KEY_UPDATE])?;
             keys.next_to_seal()?;
         }
         Ok(())
@@ -104,8 +118,7 @@ impl Outbound {
 
     /// One write, of all that is queued.
     fn poll_send(&mut self, socket: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), TlsError>> {
-        let (slices, used) = self.slices();
-        let written = ready!(Pin::new(socket).poll_write_vectored(cx, &slices[..used]));
+        let written = ready!(Pin::new(socket).poll_write(cx, self.queued()));
         match written {
             Ok(0) => Poll::Ready(Err(TlsError::Socket { kind: io::ErrorKind::WriteZero, errno: None })),
             Ok(written) => {
@@ -116,25 +129,10 @@ impl Outbound {
         }
     }
 
-    fn slices(&self) -> ([IoSlice<'_>; SLICES], usize) {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let mut skip = self.sent;
-        let filled = slices.iter_mut().zip(&self.queue).map(|(slice, record)| {
-            *slice = IoSlice::new(record.get(skip..).unwrap_or_default());
-            skip = 0;
-        });
-        let used = filled.count();
-        (slices, used)
-    }
-
     fn advance(&mut self, written: usize) {
-        self.bytes -= written.min(self.bytes);
-        self.sent += written;
-        while let Some(first) = self.queue.front()
-            && self.sent >= first.len()
-        {
-            self.sent -= first.len();
-            self.queue.pop_front();
+        self.queue.start += written;
+        if self.queue.is_empty() {
+            (self.buffer, self.queue) = (None, 0..0);
         }
     }
 
@@ -146,7 +144,7 @@ impl Outbound {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), TlsError>> {
         self.settle_key(keys)?;
-        while self.bytes > 0 {
+        while !self.queue.is_empty() {
             ready!(self.poll_send(socket, cx))?;
         }
         Poll::Ready(Ok(()))
@@ -161,7 +159,7 @@ impl Outbound {
     ) -> Poll<Result<(), TlsError>> {
         if !self.farewell {
             self.settle_key(keys)?;
-            self.put(keys, ContentType::Alert, OutboundChunks::Single(&[WARNING, 0]))?;
+            self.put(keys, ContentType::Alert, &[&[WARNING, 0]])?;
             self.farewell = true;
         }
         ready!(self.poll_flush(socket, keys, cx))?;
@@ -175,14 +173,12 @@ impl Outbound {
     /// Complains, as the last thing, as far as the socket takes it without waiting.
     pub(super) fn complain(&mut self, socket: &TcpStream, keys: &mut Keys, alert: Alert) {
         if std::mem::replace(&mut self.farewell, true)
-            || self.put(keys, ContentType::Alert, OutboundChunks::Single(&[FATAL, alert.0])).is_err()
+            || self.put(keys, ContentType::Alert, &[&[FATAL, alert.0]]).is_err()
         {
             return;
         }
-        while self.bytes > 0 {
-            let (slices, used) = self.slices();
-            let written: io::Result<usize> = socket.try_write_vectored(&slices[..used]);
-            match written {
+        while !self.queue.is_empty() {
+            match socket.try_write(self.queued()) {
                 Ok(written) if written > 0 => self.advance(written),
                 _ => return,
             }

@@ -1,16 +1,17 @@
 //! The keys of an established connection: how records are sealed and opened, and how keys follow each other.
 //!
-//! In: the secrets that the handshake agreed on. Out: sealed records; opened records, in place. The cryptography is
-//! the library's (the same code that its own connections call); what is here is the counting. Invariants: no number is
-//! used twice with one key; a key seals no more records than its cipher allows, the next key comes before that.
+//! In: the secrets that the handshake agreed on. Out: sealed records, opened records. The ciphers are those that the
+//! library's own connections call, but called so that they read in one place and write in another: sealing and opening are
+//! the copies that have to be made anyway. What is here besides is the form of a record (RFC 8446, 5.2 and 5.3) and the
+//! counting. Invariants: no number is used twice with one key; a key seals no more records than its cipher allows, the
+//! next key comes before that; nothing of a record that is not authentic is given out.
 
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rustls::client::ClientConnectionData;
-use rustls::crypto::cipher::{
-    InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
-};
+use rustls::crypto::cipher::{self, Iv, make_tls13_aad};
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
-use rustls::{ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, ProtocolVersion, Tls13CipherSuite};
+use rustls::{ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, Tls13CipherSuite};
 
 use crate::hbone::io::error::{Breach, TlsError};
 
@@ -21,8 +22,12 @@ pub(super) const HEADER: usize = 5;
 const MAX_EXPANSION: usize = 256;
 /// The longest record that a peer may send.
 pub(super) const MAX_RECORD: usize = HEADER + MAX_PLAIN + MAX_EXPANSION;
+/// Behind the plaintext: its type.
+const TYPE: usize = 1;
+/// At the end of a record, with each of the three ciphers.
+pub(super) const TAG: usize = 16;
 /// The longest record that we send: header, plaintext, content type, tag.
-pub(super) const MAX_SEALED: usize = HEADER + MAX_PLAIN + 1 + 16;
+pub(super) const MAX_SEALED: usize = HEADER + MAX_PLAIN + TYPE + TAG;
 
 /// What remains of the handshake: it derives the next keys.
 pub(super) trait Schedule {
@@ -49,12 +54,43 @@ schedule!(ServerConnectionData);
 
 /// All keys of a connection.
 pub(super) struct Keys {
-    suite: &'static Tls13CipherSuite,
     schedule: Box<dyn Schedule>,
-    seal: (u64, Box<dyn MessageEncrypter>),
-    open: (u64, Box<dyn MessageDecrypter>),
+    seal: Key,
+    open: Key,
     /// Records that one key may seal.
     pub(super) limit: u64,
+}
+
+/// One direction's key, and how many records it has sealed or opened.
+struct Key {
+    cipher: LessSafeKey,
+    iv: Iv,
+    number: u64,
+}
+
+impl Key {
+    fn new((number, secret): (u64, ConnectionTrafficSecrets)) -> Option<Self> {
+        use ConnectionTrafficSecrets as S;
+        let (algorithm, key, iv) = match secret {
+            S::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+            S::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            S::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+            _ => return None,
+        };
+        let cipher = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).ok()?);
+        (algorithm.tag_len() == TAG).then_some(Self { cipher, iv, number })
+    }
+
+    /// What the next record is sealed or opened with.
+    fn nonce(&self) -> Nonce {
+        Nonce::assume_unique_for_key(cipher::Nonce::new(&self.iv, self.number).0)
+    }
+
+    /// One record has been sealed or opened. A number that could not be told from an earlier one is not used.
+    fn count(&mut self) -> Result<(), TlsError> {
+        self.number = self.number.checked_add(1).ok_or(TlsError::Protocol(Breach::KeyWornOut))?;
+        Ok(())
+    }
 }
 
 impl Keys {
@@ -64,65 +100,94 @@ impl Keys {
         secrets: ExtractedSecrets,
         schedule: Box<dyn Schedule>,
     ) -> Option<Self> {
-        let ExtractedSecrets { tx: (0, tx), rx: (0, rx) } = secrets else { return None };
-        let seal = (0, encrypter(suite, tx)?);
-        let open = (0, decrypter(suite, rx)?);
-        Some(Self { suite, schedule, seal, open, limit: suite.common.confidentiality_limit })
+        let ExtractedSecrets { tx: tx @ (0, _), rx: rx @ (0, _) } = secrets else { return None };
+        Some(Self { schedule, seal: Key::new(tx)?, open: Key::new(rx)?, limit: suite.common.confidentiality_limit })
     }
 
     /// Whether the next record must be the one that changes the key.
     pub(super) fn is_worn(&self) -> bool {
-        self.seal.0 >= self.limit.saturating_sub(1)
+        self.seal.number >= self.limit.saturating_sub(1)
     }
 
-    /// One record, header and all. The plaintext is copied once, into the record.
-    pub(super) fn seal(&mut self, typ: ContentType, payload: OutboundChunks<'_>) -> Result<Vec<u8>, TlsError> {
-        let (number, key) = &mut self.seal;
-        if *number >= self.limit {
+    /// Seals `pieces`, at most [`MAX_PLAIN`] bytes together, into a record at the front of `room`, and says how long it is. A
+    /// single piece is not copied before.
+    pub(super) fn seal(&mut self, typ: ContentType, pieces: &[&[u8]], room: &mut [u8]) -> Result<usize, TlsError> {
+        let key = &mut self.seal;
+        if key.number >= self.limit {
             return Err(TlsError::Seal);
         }
-        let plain = OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_3, payload };
-        let record = key.encrypt(plain, *number).map_err(|_detail| TlsError::Seal)?;
-        *number += 1;
-        Ok(record.encode())
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let sealed = len + TYPE + TAG;
+        let header = make_tls13_aad(sealed);
+        let (front, rest) = room.split_at_mut_checked(HEADER).ok_or(TlsError::Seal)?;
+        let (text, rest) = rest.split_at_mut_checked(len).ok_or(TlsError::Seal)?;
+        let end = rest.get_mut(..TYPE + TAG).ok_or(TlsError::Seal)?;
+        front.copy_from_slice(&header);
+        let (nonce, aad, typ) = (key.nonce(), Aad::from(header), [u8::from(typ)]);
+        let result = match pieces {
+            [piece] => key.cipher.seal_out_of_place_scatter(nonce, aad, piece, text, &typ, end),
+            _ => {
+                let mut after = &mut *text;
+                for piece in pieces {
+                    let (place, rest) = after.split_at_mut(piece.len());
+                    place.copy_from_slice(piece);
+                    after = rest;
+                }
+                key.cipher.seal_in_place_scatter(nonce, aad, text, &typ, end)
+            }
+        };
+        result.map_err(|_unspecified| TlsError::Seal)?;
+        key.count()?;
+        Ok(HEADER + sealed)
     }
 
-    /// Opens one record in place: `payload` is what follows its header. The plaintext is at the front.
-    pub(super) fn open(&mut self, payload: &mut [u8]) -> Result<(ContentType, usize), TlsError> {
-        let (number, key) = &mut self.open;
-        let sealed = InboundOpaqueMessage::new(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, payload);
-        let plain = key.decrypt(sealed, *number).map_err(|error| TlsError::record(&error))?;
-        *number = number.checked_add(1).ok_or(TlsError::Protocol(Breach::KeyWornOut))?;
-        Ok((plain.typ, plain.payload.len()))
+    /// Opens what follows the header of a record into `room`, which is as long as that without its tag. The plaintext is at
+    /// the front.
+    pub(super) fn open(&mut self, sealed: &[u8], room: &mut [u8]) -> Result<(ContentType, usize), TlsError> {
+        let key = &mut self.open;
+        let (text, tag) = sealed.split_at_checked(room.len()).ok_or(TlsError::Decrypt)?;
+        let aad = Aad::from(make_tls13_aad(sealed.len()));
+        let opened = key.cipher.open_separate_gather(key.nonce(), aad, text, tag, room);
+        opened.map_err(|_unspecified| TlsError::Decrypt)?;
+        key.count()?;
+        unpad(room)
+    }
+
+    /// The same, where it is.
+    pub(super) fn open_in_place(&mut self, sealed: &mut [u8]) -> Result<(ContentType, usize), TlsError> {
+        let key = &mut self.open;
+        let aad = Aad::from(make_tls13_aad(sealed.len()));
+        let opened = key.cipher.open_in_place(key.nonce(), aad, sealed);
+        let inner = opened.map_err(|_unspecified| TlsError::Decrypt)?;
+        key.count()?;
+        unpad(inner)
     }
 
     /// To be called when the record that announces it has been sealed.
     pub(super) fn next_to_seal(&mut self) -> Result<(), TlsError> {
-        let (number, secret) = self.schedule.next_to_seal().map_err(|_detail| TlsError::Seal)?;
-        self.seal = (number, encrypter(self.suite, secret).ok_or(TlsError::Seal)?);
+        let next = self.schedule.next_to_seal().map_err(|_detail| TlsError::Seal)?;
+        self.seal = Key::new(next).ok_or(TlsError::Seal)?;
         Ok(())
     }
 
     /// To be called when the peer has announced it.
     pub(super) fn next_to_open(&mut self) -> Result<(), TlsError> {
-        let (number, secret) = self.schedule.next_to_open().map_err(|_detail| TlsError::Seal)?;
-        self.open = (number, decrypter(self.suite, secret).ok_or(TlsError::Seal)?);
+        let next = self.schedule.next_to_open().map_err(|_detail| TlsError::Seal)?;
+        self.open = Key::new(next).ok_or(TlsError::Seal)?;
         Ok(())
     }
 }
 
-fn encrypter(suite: &Tls13CipherSuite, secret: ConnectionTrafficSecrets) -> Option<Box<dyn MessageEncrypter>> {
-    use ConnectionTrafficSecrets as S;
-    let (S::Aes128Gcm { key, iv } | S::Aes256Gcm { key, iv } | S::Chacha20Poly1305 { key, iv }) = secret else {
-        return None;
+/// The type of an opened record and the length of its plaintext: behind that come the type and any number of zeros.
+fn unpad(inner: &[u8]) -> Result<(ContentType, usize), TlsError> {
+    if inner.len() > MAX_PLAIN + TYPE {
+        return Err(TlsError::Protocol(Breach::RecordTooLong));
+    }
+    let Some(len) = inner.iter().rposition(|byte| *byte != 0) else {
+        return Err(TlsError::Protocol(Breach::UnknownKind));
     };
-    Some(suite.aead_alg.encrypter(key, iv))
-}
-
-fn decrypter(suite: &Tls13CipherSuite, secret: ConnectionTrafficSecrets) -> Option<Box<dyn MessageDecrypter>> {
-    use ConnectionTrafficSecrets as S;
-    let (S::Aes128Gcm { key, iv } | S::Aes256Gcm { key, iv } | S::Chacha20Poly1305 { key, iv }) = secret else {
-        return None;
-    };
-    Some(suite.aead_alg.decrypter(key, iv))
+    if len > MAX_PLAIN {
+        return Err(TlsError::Protocol(Breach::RecordTooLong));
+    }
+    Ok((ContentType::from(inner[len]), len))
 }

@@ -106,7 +106,7 @@ impl Connection {
                 Some(_) => break Poll::Ready(Ok(())),
                 None => {}
             }
-            match self.inbound.step(&mut self.keys) {
+            match self.inbound.step(&mut self.keys, out) {
                 Ok(Step::Done) => {}
                 Ok(Step::ChangeKey) => self.outbound.owe_key(),
                 Ok(Step::Closed) => {
