@@ -29,6 +29,8 @@ const FOOT: f64 = 52.0;
 const COLOURS: [(&str, &str); 5] =
     [("adit", "#0072b2"), ("haproxy", "#e69f00"), ("nginx", "#009e73"), ("envoy", "#cc79a7"), ("ztunnel", "#d55e00")];
 const OTHER_COLOUR: &str = "#8a8a8a";
+/// adit, arranged otherwise.
+const VARIANT_COLOUR: &str = "#56b4e9";
 
 const STYLE: &str = "text{font:12px system-ui,sans-serif;fill:#1f2328}.s{font-size:10px;fill:#59636e}.h{font-size:14px;font-weight:600}\
     .b{fill:#fff}.g{stroke:#d1d9e0}.o{stroke:#1f2328}.v{paint-order:stroke;stroke:#fff;stroke-width:3px}\
@@ -190,6 +192,9 @@ fn text(svg: &mut String, class: &str, anchor: &str, (x, y): (f64, f64), content
 
 /// By program; the captured twin of a peer is another peer, and grey.
 fn colour(peer: &str) -> &'static str {
+    if peer.ends_with("-tproxy") || peer.contains("-self-") {
+        return VARIANT_COLOUR;
+    }
     let known = COLOURS.iter().find(|(name, _)| *name == family(peer) && !peer.ends_with("-captured"));
     known.map_or(OTHER_COLOUR, |(_, colour)| colour)
 }
