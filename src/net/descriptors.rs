@@ -68,6 +68,15 @@ impl Budget {
         Some(Lent { budget: self.clone(), count })
     }
 
+    /// As [`Budget::take`], for what can be done without: only while half of the share is free.
+    #[must_use]
+    pub fn take_spare(&self, count: usize) -> Option<Lent> {
+        if self.used() + count > self.share() / 2 {
+            return None;
+        }
+        self.take(count)
+    }
+
     #[must_use]
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
@@ -110,6 +119,9 @@ mod tests {
         assert_eq!(budget.used(), 0);
         budget.set_others(60);
         assert_eq!(other.share(), 8, "for everyone who holds it");
+        let spare = [budget.take_spare(4), budget.take_spare(1)];
+        assert_eq!(spare.each_ref().map(Option::is_some), [true, false], "half is kept for what must be");
+        assert!(budget.take(4).is_some());
     }
 
     #[test]

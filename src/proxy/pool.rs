@@ -39,7 +39,7 @@ impl Pool {
         Rc::new(Self { pipes: RefCell::default(), budget })
     }
 
-    /// Lends an empty pipe, or none when descriptors or the user's pipe memory are used up.
+    /// Lends an empty pipe, or none when descriptors are scarce or the user's pipe memory is used up.
     #[must_use]
     pub fn pipe(self: &Rc<Self>) -> Option<Pipe> {
         let pooled = self.pipes.borrow_mut().pop();
@@ -48,7 +48,8 @@ impl Pool {
     }
 
     fn open_pipe(&self) -> Option<RawPipe> {
-        let lent = self.budget.take(2)?;
+        // A pipe saves time; a connection that finds no descriptors is refused.
+        let lent = self.budget.take_spare(2)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         let size = fcntl_setpipe_size(&write, PIPE_BYTES).or_else(|_| fcntl_getpipe_size(&write)).ok()?;
         (size >= SMALLEST_PIPE).then_some(RawPipe { read, write, size, _lent: lent })
@@ -146,5 +147,9 @@ mod tests {
     #[test]
     fn no_descriptors_no_pipe() {
         assert!(Pool::new(Budget::new(33, 0)).pipe().is_none());
+        // 32 are kept back, and of the rest half is for connections.
+        let pool = Pool::new(Budget::new(36, 0));
+        let (first, second) = (pool.pipe(), pool.pipe());
+        assert_eq!((first.is_some(), second.is_some()), (true, false));
     }
 }
