@@ -61,6 +61,11 @@ use crate::hbone::io::records::Keys;
 pub use crate::hbone::io::stream::{Handle, TlsStream};
 use crate::identity::tls::{TlsGeneration, no_name};
 use crate::identity::verify::{PeerIdentity, Usage};
+use crate::net::sockopt::set_unsent_limit;
+
+/// What may wait in a tunnel's socket to be sent, beside what is on its way. A small message waits behind it, and without a
+/// limit that is megabytes while other streams send all they can; with less, bulk costs more (`docs/performance.md`).
+const UNSENT_BYTES: u32 = 512 * 1024;
 
 /// A connection whose peer is known.
 pub struct Handshaken {
@@ -143,6 +148,8 @@ async fn shake<S: Side>(
         farewell(&mut socket, &[], true).await;
         return Err(HandshakeError { phase: Phase::Finish, cause: Cause::Unidentified });
     };
+    // A socket that refuses the option is gone, and says so when it is used.
+    let _ = set_unsent_limit(&socket, UNSENT_BYTES);
     let stream = TlsStream::new(socket, keys, Inbound::new(is_client, rest));
     Ok(Handshaken { stream, peer, chain, agreed_protocol, cipher: suite.common.suite, key_exchange })
 }

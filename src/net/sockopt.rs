@@ -85,6 +85,25 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     usize::try_from(bytes).map_err(io::Error::other)
 }
 
+/// `TCP_NOTSENT_LOWAT`: the socket takes no more while so many bytes wait in it to be sent, beside those on their way.
+///
+/// # Errors
+/// What `setsockopt` says.
+pub fn set_unsent_limit(socket: impl AsFd, bytes: u32) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<u32>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open (borrowed); `bytes` is readable for `len` bytes and lives through the call.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const bytes).cast(),
+            len,
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `IP_BIND_ADDRESS_NO_PORT`: binding a source address does not reserve a port before `connect`.
 ///
 /// # Errors

@@ -24,6 +24,7 @@ use crate::identity::crl::RevocationSet;
 use crate::identity::spiffe::SpiffeId;
 use crate::identity::tls::{Clock, system_clock};
 use crate::net::buffers;
+use crate::net::sockopt::tcp_info;
 
 mod after;
 mod ciphers;
@@ -281,6 +282,8 @@ fn a_slow_reader_makes_the_writer_wait() {
             assert!(handle.0.borrow().outbound.queued().len() <= QUEUE_BYTES);
         }
         assert!(written > QUEUE_BYTES);
+        let unsent = tcp_info(&handle.0.borrow().socket).unwrap().notsent_bytes;
+        assert!(unsent > 0 && unsent as usize <= UNSENT_BYTES as usize + QUEUE_BYTES, "{unsent} wait in the kernel");
         let ended = async {
             stream.shutdown().await.unwrap();
         };
