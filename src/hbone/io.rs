@@ -18,9 +18,9 @@
 //! time, keeps every opened record in memory of its own and copies it again to the reader; its unbuffered one
 //! does the latter too, and copies sealed records once more. Here a record is opened from where the socket put it to where
 //! the reader wants it, and sealed from where the writer has it to where it is sent from: no copy at all, where the
-//! reader has room for a whole record and the writer has it in one piece. Two cores, loopback, AES-128-GCM, one way, CPU seconds (user and
-//! system) of both ends together per GiB, medians of 9 interleaved runs (5 through HTTP/2) on a busy machine;
-//! subtract the first line to see what TLS costs. Calls: of the receiver, of the sender, per MiB.
+//! reader has room for a whole record and the writer has it in one piece. Two cores, loopback, AES-128-GCM, one way, CPU
+//! seconds (user and system) of both ends together per GiB, medians of 9 interleaved runs (5 through HTTP/2) on a busy
+//! machine; subtract the first line to see what TLS costs. Calls: of the receiver, of the sender, per MiB.
 //!
 //! ```text
 //!                              64 KiB writes           HTTP/2, frames of 16 KiB   of 256 KiB

@@ -1,9 +1,10 @@
 //! The receiving half: from ciphertext in a buffer to plaintext, record by record.
 //!
 //! In: bytes that the socket put into [`Inbound::room`]. Out: plaintext, opened into the reader's own buffer, or copied
-//! there once where that has no room for a whole record; and what the peer says beside it ([`Step`]). Invariants: a buffer is lent only while
-//! something is in it; what waits for the rest of its record lies in memory of its own size ([`Inbound::park`]).
-//! Messages of a handshake that has ended are few: new keys are obeyed, tickets are dropped, all else is refused.
+//! there once where that has no room for a whole record; and what the peer says beside it ([`Step`]). Invariants: a
+//! buffer is lent only while something is in it; what waits for the rest of its record lies in memory of its own size
+//! ([`Inbound::park`]). Messages of a handshake that has ended are few: new keys are obeyed, tickets are dropped, all
+//! else is refused.
 
 use std::ops::Range;
 
@@ -112,9 +113,9 @@ impl Inbound {
         let content = start..start + plain;
         if typ == ContentType::ApplicationData && plain > 0 && self.message.is_empty() {
             if is_direct {
-                out.advance(plain)
+                out.advance(plain);
             } else {
-                self.plain = content
+                self.plain = content;
             }
             self.fruitless = 0;
             return Ok(Step::Done);
