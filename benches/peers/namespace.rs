@@ -67,7 +67,7 @@ pub(crate) fn furnish() -> Result<()> {
         sysctl(delay, "1")?;
     }
     // The one that every kernel has and every namespace may choose; without loss it does as cubic does, which most hosts have. Where the host's is BBR, the kernel
-    // paces each socket with a timer, on loopback too: that costs up to twice as much per byte, depending on what BBR came to believe in a cell's first moments.
+    // paces each socket with a timer, on loopback too: that costs up to four times as much per byte, depending on what BBR came to believe in a cell's first moments.
     sysctl("net/ipv4/tcp_congestion_control", "reno")?;
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
@@ -75,7 +75,8 @@ pub(crate) fn furnish() -> Result<()> {
     Ok(())
 }
 
-/// Installs the rules that capture, as `adit redirect` would: in the output hook, since the client lives on the same host.
+/// Installs the rules that capture, in the output hook, since the client lives on the same host: the one that `adit redirect` makes for `Redirect`, and the least that is needed for
+/// `Tproxy`.
 pub(crate) fn capture(capture: Capture) -> Result<()> {
     let Capture { from, to, kind } = capture;
     let chosen = format!("ip daddr {} tcp dport {} meta mark != {PACKET_MARK}", from.ip(), from.port());

@@ -33,7 +33,7 @@
 //! ```
 //!
 //! The last two lines were measured when each record was still copied once on either side. Without that, a pair of proxies
-//! needs 4 to 7 % less for bulk and for small messages (medians of 4 interleaved runs of the peers bench).
+//! needs 2 to 5 % less for bulk and 3 to 8 % less for small messages (medians of 4 interleaved runs of the peers bench).
 //!
 //! HTTP/2 flushes after each frame, so without [`Handle::cork`] each frame is a write. Opening with AES-256-GCM
 //! (0.56, sent by tokio-rustls) and with AES-128-GCM (0.54) did not differ by more than the noise.
@@ -65,7 +65,7 @@ use crate::net::sockopt::set_unsent_limit;
 
 /// What may wait in a tunnel's socket to be sent, beside what is on its way. A small message waits behind it, and without a
 /// limit that is megabytes while other streams send all they can; with less, bulk costs more (`docs/performance.md`).
-const UNSENT_BYTES: u32 = 512 * 1024;
+const UNSENT_BYTES: i32 = 512 * 1024;
 
 /// A connection whose peer is known.
 pub struct Handshaken {

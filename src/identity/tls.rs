@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
@@ -80,11 +81,22 @@ impl TlsGeneration {
         accepted: Arc<[TrustDomain]>,
         clock: &Clock,
     ) -> Result<Self, TlsError> {
+        Self::with_provider(&PROVIDER, number, credentials, accepted, clock)
+    }
+
+    /// As [`Self::new`], with other cryptography.
+    pub(crate) fn with_provider(
+        provider: &Arc<CryptoProvider>,
+        number: u64,
+        credentials: Arc<Credentials>,
+        accepted: Arc<[TrustDomain]>,
+        clock: &Clock,
+    ) -> Result<Self, TlsError> {
         let time: Arc<dyn TimeProvider> = Arc::new(Time(Arc::clone(clock)));
         let core = Arc::new(Core::new(Arc::clone(credentials.bundle()), Arc::clone(&time)));
         let key = credentials.certified_key();
         let verifier = Arc::new(WorkloadVerifier { core: Arc::clone(&core), accepted: Arc::clone(&accepted) });
-        let mut server = ServerConfig::builder_with_details(Arc::clone(&PROVIDER), Arc::clone(&time))
+        let mut server = ServerConfig::builder_with_details(Arc::clone(provider), Arc::clone(&time))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(TlsError)?
             .with_client_cert_verifier(verifier)
@@ -96,7 +108,7 @@ impl TlsGeneration {
         // Records are sealed and opened outside of the library. Set here once: to set it later is to copy all of this.
         server.enable_secret_extraction = true;
         let nobody = Arc::new(TargetVerifier { core: Arc::clone(&core), wanted: [].into() });
-        let mut client = ClientConfig::builder_with_details(Arc::clone(&PROVIDER), time)
+        let mut client = ClientConfig::builder_with_details(Arc::clone(provider), time)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(TlsError)?
             .dangerous()

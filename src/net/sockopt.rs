@@ -89,19 +89,8 @@ pub fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
 ///
 /// # Errors
 /// What `setsockopt` says.
-pub fn set_unsent_limit(socket: impl AsFd, bytes: u32) -> io::Result<()> {
-    let len = libc::socklen_t::try_from(size_of::<u32>()).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open (borrowed); `bytes` is readable for `len` bytes and lives through the call.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_NOTSENT_LOWAT,
-            (&raw const bytes).cast(),
-            len,
-        )
-    };
-    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+pub fn set_unsent_limit(socket: impl AsFd, bytes: i32) -> io::Result<()> {
+    set(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes)
 }
 
 /// `IP_BIND_ADDRESS_NO_PORT`: binding a source address does not reserve a port before `connect`.
@@ -109,18 +98,13 @@ pub fn set_unsent_limit(socket: impl AsFd, bytes: u32) -> io::Result<()> {
 /// # Errors
 /// What `setsockopt` says.
 pub fn set_bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
+    set(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open (borrowed); `on` is readable for `len` bytes and lives through the call.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            len,
-        )
-    };
+    // SAFETY: the descriptor is open (borrowed); `value` is readable for `len` bytes and lives through the call.
+    let status = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), len) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -50,11 +50,7 @@ pub(crate) fn issue(adit: &Path, folder: &Path) -> Result<()> {
 }
 
 /// adit twice: captured as without a tunnel, then through the far one.
-pub(super) fn adits(program: &Path, workers: u32) -> Result<Found> {
-    if !program.exists() {
-        return Ok(Found::Missing(format!("{} does not exist", program.display())));
-    }
-    let part = |config, ready| Part { readiness: Some((ready, READY)), ..Part::new(program, RUN, config) };
+pub(super) fn adits(program: &Path, workers: u32) -> Found {
     let near = format!(
         "{}listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: off\n  hbone: off\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n",
@@ -66,43 +62,38 @@ pub(super) fn adits(program: &Path, workers: u32) -> Result<Found> {
          metrics: '127.0.0.1:15120'\n  readiness: '{FAR_READY}'\n",
         settings(FAR, workers)
     );
-    let recipe = Recipe {
-        parts: vec![part(far, FAR_READY), part(near, ADIT_READY)],
-        version: version(program, "--version").unwrap_or_else(|error| format!("{error:#}")),
-        capture: Some(Capture { from: SERVER, to: ADIT, kind: Kind::Redirect }),
-        files: vec![("mesh.yaml", mesh())],
-        issuer: Some(program.to_owned()),
-        half_close: HalfClose::Both,
-    };
-    Ok(Found::Proxy { recipe, target: SERVER })
+    captured(program, [(far, FAR_READY), (near, ADIT_READY)])
 }
 
 /// One adit that is both ends, as ztunnel's pair is: what it captures it brings through a tunnel to its own door.
-pub(super) fn adit_itself(program: &Path) -> Result<Found> {
-    if !program.exists() {
-        return Ok(Found::Missing(format!("{} does not exist", program.display())));
-    }
+pub(super) fn adit_itself(program: &Path) -> Found {
     let config = format!(
         "{}preserveSource: off\n\
          listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: '127.0.0.1:15006'\n  hbone: '{HBONE}'\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n",
         settings(FAR, 1)
     );
+    captured(program, [(config, ADIT_READY)])
+}
+
+/// adits with these configs, which are ready there; one of them is captured, and one is where the server's workload takes tunnels.
+fn captured<const N: usize>(program: &Path, configs: [(String, SocketAddrV4); N]) -> Found {
+    if !program.exists() {
+        return Found::Missing(format!("{} does not exist", program.display()));
+    }
+    let part = |(config, ready)| Part { readiness: Some((ready, READY)), ..Part::new(program, RUN, config) };
+    let mesh = format!(
+        "workloads:\n- {{ uid: {FAR}, name: {FAR}, namespace: bench, serviceAccount: {FAR}, protocol: HBONE, workloadIps: [{HOST}] }}\n"
+    );
     let recipe = Recipe {
-        parts: vec![Part { readiness: Some((ADIT_READY, READY)), ..Part::new(program, RUN, config) }],
+        parts: configs.map(part).into(),
         version: version(program, "--version").unwrap_or_else(|error| format!("{error:#}")),
         capture: Some(Capture { from: SERVER, to: ADIT, kind: Kind::Redirect }),
-        files: vec![("mesh.yaml", mesh())],
+        files: vec![("mesh.yaml", mesh)],
         issuer: Some(program.to_owned()),
         half_close: HalfClose::Both,
     };
-    Ok(Found::Proxy { recipe, target: SERVER })
-}
-
-fn mesh() -> String {
-    format!(
-        "workloads:\n- {{ uid: {FAR}, name: {FAR}, namespace: bench, serviceAccount: {FAR}, protocol: HBONE, workloadIps: [{HOST}] }}\n"
-    )
+    Found::Proxy { recipe, target: SERVER }
 }
 
 fn settings(end: &str, workers: u32) -> String {

@@ -183,11 +183,6 @@ fn unpad(inner: &[u8]) -> Result<(ContentType, usize), TlsError> {
     if inner.len() > MAX_PLAIN + TYPE {
         return Err(TlsError::Protocol(Breach::RecordTooLong));
     }
-    let Some(len) = inner.iter().rposition(|byte| *byte != 0) else {
-        return Err(TlsError::Protocol(Breach::UnknownKind));
-    };
-    if len > MAX_PLAIN {
-        return Err(TlsError::Protocol(Breach::RecordTooLong));
-    }
+    let len = inner.iter().rposition(|byte| *byte != 0).ok_or(TlsError::Protocol(Breach::UnknownKind))?;
     Ok((ContentType::from(inner[len]), len))
 }

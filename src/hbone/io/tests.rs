@@ -52,13 +52,16 @@ fn named_root(name: &str) -> Authority {
 
 /// Credentials of `id`, signed and trusted by `root`, that obey the revocation lists.
 fn generation_of(root: &Authority, id: &SpiffeId, crls: &[&str], clock: &Clock) -> Arc<TlsGeneration> {
+    let accepted = [id.trust_domain().clone()].into();
+    Arc::new(TlsGeneration::new(1, credentials(root, id, crls), accepted, clock).unwrap())
+}
+
+fn credentials(root: &Authority, id: &SpiffeId, crls: &[&str]) -> Arc<Credentials> {
     let issued = root.issue(id, SystemTime::now(), DAY).unwrap();
     let crls = crls.iter().map(|pem| (std::path::Path::new("crl.pem"), pem.as_bytes()));
     let bundle = TrustBundle::new([root.certificate()], Arc::new(RevocationSet::read(crls).unwrap())).unwrap();
     let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
-    let made = Credentials::new(vec![issued.certificate], &key, Arc::new(bundle), id, SystemTime::now()).unwrap();
-    let accepted = [id.trust_domain().clone()].into();
-    Arc::new(TlsGeneration::new(1, Arc::new(made), accepted, clock).unwrap())
+    Arc::new(Credentials::new(vec![issued.certificate], &key, Arc::new(bundle), id, SystemTime::now()).unwrap())
 }
 
 fn generation(root: &Authority, name: &str) -> Arc<TlsGeneration> {
@@ -283,7 +286,8 @@ fn a_slow_reader_makes_the_writer_wait() {
         }
         assert!(written > QUEUE_BYTES);
         let unsent = tcp_info(&handle.0.borrow().socket).unwrap().notsent_bytes;
-        assert!(unsent > 0 && unsent as usize <= UNSENT_BYTES as usize + QUEUE_BYTES, "{unsent} wait in the kernel");
+        let most = usize::try_from(UNSENT_BYTES).unwrap() + QUEUE_BYTES;
+        assert!(unsent > 0 && unsent as usize <= most, "{unsent} wait in the kernel");
         let ended = async {
             stream.shutdown().await.unwrap();
         };

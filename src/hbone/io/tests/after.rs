@@ -184,7 +184,8 @@ fn what_is_allowed_beside_data_is_passed_over() {
         evil.say(ContentType::Handshake, &[24, 0]);
         evil.say(ContentType::Handshake, &[0, 1, 0]);
         evil.0.0.borrow_mut().keys.next_to_seal().unwrap();
-        evil.say(ContentType::ApplicationData, b"y");
+        // With padding behind the type.
+        evil.say(ContentType::from(0), b"y\x17\0\0");
         evil.say(ContentType::Alert, &[1, 0]);
         evil.say(ContentType::ApplicationData, b"after the end");
         assert_eq!(ending(&mut server).await, Ok(b"xxxy".to_vec()));
@@ -207,7 +208,7 @@ fn peers_that_break_the_protocol_are_told_so() {
     use TlsError::{Alert as Refused, Decrypt, Protocol};
     use error::Breach;
     type Does = fn(&Evil);
-    let cases: [(Does, TlsError, Option<u8>); 17] = [
+    let cases: [(Does, TlsError, Option<u8>); 20] = [
         (|evil| evil.send(b"\x15\x03\x03\x00\x02\x02\x28"), Protocol(Breach::NotSealed), Some(10)),
         (|evil| evil.send(b"\x14\x03\x03\x00\x01\x01"), Protocol(Breach::NotSealed), Some(10)),
         (|evil| evil.send(b"GET / HTTP/1.1\r\n\r\n"), Protocol(Breach::NotSealed), Some(10)),
@@ -218,6 +219,15 @@ fn peers_that_break_the_protocol_are_told_so() {
         (|evil| evil.say(ContentType::Alert, &[2]), Protocol(Breach::MessageMalformed), Some(50)),
         (|evil| evil.say(ContentType::Alert, b""), Protocol(Breach::MessageMalformed), Some(50)),
         (|evil| evil.say(ContentType::Heartbeat, b"x"), Protocol(Breach::UnknownKind), Some(10)),
+        // Nothing but padding, and no type before it.
+        (|evil| evil.say(ContentType::from(0), &[0; 5]), Protocol(Breach::UnknownKind), Some(10)),
+        (|evil| evil.say(ContentType::ApplicationData, &[1; 16_385]), Protocol(Breach::RecordTooLong), Some(22)),
+        // As long with its padding only.
+        (
+            |evil| evil.say(ContentType::from(0), &[&[1; 16_384][..], &[23]].concat()),
+            Protocol(Breach::RecordTooLong),
+            Some(22),
+        ),
         (|evil| evil.say(ContentType::Handshake, &[1, 0, 0, 0]), Protocol(Breach::MessageUnexpected), Some(10)),
         (|evil| evil.say(ContentType::Handshake, &[4, 0, 0, 0]), Protocol(Breach::MessageUnexpected), Some(10)),
         (|evil| evil.say(ContentType::Handshake, &[4, 2, 0, 0]), Protocol(Breach::MessageTooLong), Some(50)),
