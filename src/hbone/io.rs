@@ -58,6 +58,7 @@ use crate::hbone::io::handshake::{Shake, Side, farewell};
 use crate::hbone::io::inbound::Inbound;
 pub use crate::hbone::io::outbound::QUEUE_BYTES;
 use crate::hbone::io::records::Keys;
+pub use crate::hbone::io::records::RECORD_BYTES;
 pub use crate::hbone::io::stream::{Handle, TlsStream};
 use crate::identity::tls::{TlsGeneration, no_name};
 use crate::identity::verify::{PeerIdentity, Usage};

@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
+use crate::hbone::io::RECORD_BYTES;
 use crate::hbone::tunnel::Lease;
 use crate::net::buffers::{self, Buffer};
 use crate::telemetry::TunnelEnd;
@@ -26,9 +27,12 @@ use crate::telemetry::TunnelEnd;
 use outbox::Outbox;
 
 /// What is sent at one go; one frame, if the peer takes those. Large frames cost less: a stream that is alone in its
-/// tunnel sends the most, several send less each, so that a round of them all is about as long.
-pub const CHUNK_BYTES: usize = 64 * 1024;
-pub const MOST_CHUNK_BYTES: usize = 256 * 1024;
+/// tunnel sends the most, several send less each, so that a round of them all is about as long. With its header a frame
+/// fills whole records, and four of those are one packet.
+pub const CHUNK_BYTES: usize = 4 * RECORD_BYTES - FRAME_HEADER;
+pub const MOST_CHUNK_BYTES: usize = 16 * RECORD_BYTES - FRAME_HEADER;
+/// What HTTP/2 puts before each frame.
+const FRAME_HEADER: usize = 9;
 /// What the library may keep queued for one stream: no more than a stream hands to it.
 pub(super) const SEND_BUFFER: usize = MOST_CHUNK_BYTES;
 /// Less capacity than this is not worth a frame while others are still queued.

@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 
 use crate::hbone::io::error::{Alert, TlsError};
-use crate::hbone::io::records::{Keys, MAX_PLAIN, MAX_SEALED};
+use crate::hbone::io::records::{Keys, MAX_SEALED, PACKET_BYTES, RECORD_BYTES};
 use crate::net::buffers::{BUFFER_BYTES, Buffer, lend};
 
 /// Sealed data that may wait for the socket; the most that one write carries.
@@ -22,6 +22,7 @@ pub const QUEUE_BYTES: usize = 4 * MAX_SEALED;
 /// Pieces of plaintext that one record is made of, at most.
 const PIECES: usize = 32;
 
+const _: () = assert!(QUEUE_BYTES <= PACKET_BYTES);
 // What we owe finds room behind the data.
 const _: () = assert!(QUEUE_BYTES + 1024 <= BUFFER_BYTES);
 
@@ -74,7 +75,7 @@ impl Outbound {
         let mut next = slices.next();
         while next.is_some() && self.has_room() {
             let mut pieces: [&[u8]; PIECES] = [&[]; PIECES];
-            let (mut used, mut room) = (0, MAX_PLAIN);
+            let (mut used, mut room) = (0, RECORD_BYTES);
             while let Some(slice) = next
                 && room > 0
                 && let Some(piece) = pieces.get_mut(used)
@@ -85,7 +86,7 @@ impl Outbound {
                 next = if later.is_empty() { slices.next() } else { Some(later) };
             }
             self.put_data(keys, pieces.get(..used).unwrap_or_default())?;
-            taken += MAX_PLAIN - room;
+            taken += RECORD_BYTES - room;
         }
         if !self.has_room() {
             let _waits: Poll<()> = self.poll_send(socket, cx)?;

@@ -15,7 +15,7 @@ use rustls::{ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, Tls
 
 use crate::hbone::io::error::{Breach, TlsError};
 
-/// Plaintext in a record, at most.
+/// Plaintext in a record of a peer's, at most.
 pub(super) const MAX_PLAIN: usize = 16 * 1024;
 pub(super) const HEADER: usize = 5;
 /// What a record may hold beside its plaintext, at most (RFC 8446, 5.2).
@@ -26,8 +26,14 @@ pub(super) const MAX_RECORD: usize = HEADER + MAX_PLAIN + MAX_EXPANSION;
 const TYPE: usize = 1;
 /// At the end of a record, with each of the three ciphers.
 pub(super) const TAG: usize = 16;
+/// Plaintext in a record that we send, at most. A little less than TLS allows, so that four records are one packet to the
+/// kernel ([`PACKET_BYTES`]): a packet costs as much as its bytes do, and a fifth record would begin another.
+pub const RECORD_BYTES: usize = 16_256;
 /// The longest record that we send: header, plaintext, content type, tag.
-pub(super) const MAX_SEALED: usize = HEADER + MAX_PLAIN + TYPE + TAG;
+pub(super) const MAX_SEALED: usize = HEADER + RECORD_BYTES + TYPE + TAG;
+/// What Linux sends in one packet and cuts into segments only behind TCP, if at all (GSO): 64 KiB, less the room that it keeps
+/// for headers.
+pub(super) const PACKET_BYTES: usize = 64 * 1024 - 321;
 
 /// What remains of the handshake: it derives the next keys.
 pub(super) trait Schedule {
@@ -109,7 +115,7 @@ impl Keys {
         self.seal.number >= self.limit.saturating_sub(1)
     }
 
-    /// Seals `pieces`, at most [`MAX_PLAIN`] bytes together, into a record at the front of `room`, and says how long it is. A
+    /// Seals `pieces`, at most [`RECORD_BYTES`] together, into a record at the front of `room`, and says how long it is. A
     /// single piece is not copied before.
     pub(super) fn seal(&mut self, typ: ContentType, pieces: &[&[u8]], room: &mut [u8]) -> Result<usize, TlsError> {
         let key = &mut self.seal;

@@ -188,7 +188,7 @@ mod tests {
             chunks.push(Chunk::new(&outbox, buffers::lend(), 1));
         }
         assert_eq!(buffers::lent(), 0);
-        assert!(chunks.len() <= QUEUED / FRAME);
+        assert!(chunks.len() <= QUEUED.div_ceil(FRAME));
         chunks.clear();
         while outbox.has_room() {
             chunks.push(Chunk::new(&outbox, buffers::lend(), CHUNK_BYTES));

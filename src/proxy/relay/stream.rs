@@ -277,12 +277,15 @@ impl Relaying<'_> {
             }
         }
         let Poll::Ready(capacity) = self.stream.poll_capacity(cx) else {
-            // An end needs no capacity, and a socket that turns out to be empty must not keep any reserved.
-            match peek(self.socket) {
-                Ok(0) => return Poll::Ready(self.eof()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Ready(Ok(())),
-                Err(error) => return Poll::Ready(Err(Failure::Socket(error))),
+            // What is queued goes first, before an end too, and who takes it wakes us. Otherwise an end needs no capacity, and
+            // a socket that turns out to be empty must not keep any reserved.
+            if self.stream.queued() == 0 {
+                match peek(self.socket) {
+                    Ok(0) => return Poll::Ready(self.eof()),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Ready(Ok(())),
+                    Err(error) => return Poll::Ready(Err(Failure::Socket(error))),
+                }
             }
             self.entry.blocked(self.outgoing.direction);
             return Poll::Pending;
