@@ -27,7 +27,7 @@ const TYPE: usize = 1;
 /// At the end of a record, with each of the three ciphers.
 pub(super) const TAG: usize = 16;
 /// Plaintext in a record that we send, at most. A little less than TLS allows, so that four records are one packet to the
-/// kernel ([`PACKET_BYTES`]): a packet costs as much as its bytes do, and a fifth record would begin another.
+/// kernel (`PACKET_BYTES`): a packet costs as much as its bytes do, and a fifth record would begin another.
 pub const RECORD_BYTES: usize = 16_256;
 /// The longest record that we send: header, plaintext, content type, tag.
 pub(super) const MAX_SEALED: usize = HEADER + RECORD_BYTES + TYPE + TAG;
