@@ -12,3 +12,4 @@ pub mod namespace;
 pub mod own_sockets;
 pub mod redirect;
 pub mod sockopt;
+pub mod turns;

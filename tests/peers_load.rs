@@ -183,6 +183,36 @@ fn a_lost_or_doubled_byte_is_found_in_bulk() {
     }
 }
 
+/// A peer that holds messages back for a while makes those late that were due meanwhile, too.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the peer is slow, nobody waits for anything")]
+fn a_message_counts_from_when_it_was_due() {
+    let holds: Tamper = |before, bytes| {
+        // The second message: the hello has eight bytes, a message 128.
+        if before <= 8 + 128 && before + bytes.len() as u64 > 8 + 128 {
+            thread::sleep(TIMING.length * 3 / 5);
+        }
+    };
+    let measured = through(false, holds).run(Shape::Beside { bulk: 0 }, TIMING).unwrap();
+    let [p50, ..] = measured.latency_ns.unwrap();
+    assert!(p50 > 15_000_000, "most were due while it slept: {measured:?}");
+}
+
+#[test]
+fn a_changed_or_lost_byte_is_found_beside_bulk() {
+    for (bulk, tamper) in [(0, FLIPS_A_BIT), (2, FLIPS_A_BIT), (2, LOSES_A_BYTE)] {
+        assert!(through(false, tamper).run(Shape::Beside { bulk }, TIMING).is_err(), "{bulk}");
+    }
+    // Of the bulk alone: no small message has so many bytes.
+    let loses: Tamper = |before, bytes| {
+        if before > 1 << 20 {
+            bytes.pop();
+        }
+    };
+    let error = format!("{:#}", through(false, loses).run(Shape::Beside { bulk: 2 }, TIMING).unwrap_err());
+    assert!(error.contains("bytes on a connection"), "{error}");
+}
+
 #[test]
 fn a_second_answer_to_a_short_connection_is_found() {
     let doubles: Tamper = |_, bytes| bytes.push(bytes[0]);
@@ -226,7 +256,7 @@ fn filters_choose_whole_parts_of_names() {
     assert_eq!(names(&["request-128-1"]).unwrap(), ["request-128-1"]);
     assert!(names(&["request-128-6"]).unwrap_err().contains("request-128-64"));
     assert_eq!(names(&["request-16384"]).unwrap(), ["request-16384-1", "request-16384-64"]);
-    assert_eq!(names(&[]).unwrap().len(), 12);
+    assert_eq!(names(&[]).unwrap().len(), 14);
 }
 
 #[test]

@@ -64,7 +64,12 @@ fn record(document: &Value) -> Record {
 fn run() -> Record {
     let mut spread = timed("adit-2", "spread", 1000, 0);
     spread["sockets"] = json!([[1100, 900]]);
+    let mut beside = timed("adit", "beside-10", 1 << 30, 1_000_000);
+    beside["latency_ns"] = json!([50_000, 60_000, 70_000]);
     let samples = vec![
+        timed("adit", "beside-0", 5000, 1_000_000),
+        timed("nginx", "beside-0", 5000, 1_000_000),
+        beside,
         timed("direct", "short", 900, 0),
         timed("nginx", "short", 500, 1_000_000),
         timed("adit", "short", 400, 1_000_000),
@@ -80,7 +85,7 @@ fn run() -> Record {
     ];
     let shapes = json!([
         { "idle": { "connections": 100 } }, { "short": { "parallel": 16 } }, { "spread": { "connections": 1000 } },
-        { "burst": { "connections": 100 } },
+        { "burst": { "connections": 100 } }, { "beside": { "bulk": 0 } }, { "beside": { "bulk": 10 } },
     ]);
     record(&document(&["direct", "nginx", "adit", "adit-2", "adit-tunnel"], &shapes, samples))
 }
@@ -111,6 +116,14 @@ fn ratios_are_against_rivals_only() {
 #[test]
 fn what_compares_a_peer_with_itself_has_its_own_tables() {
     let text = table::draw(&run());
+    assert_eq!(
+        row(&text, "beside-0", "adit ", "cost/nginx")[2..7],
+        ["5000 req/s", "10.0", "20.0", "30.0", "0.20 µs/req"]
+    );
+    assert_eq!(row(&text, "beside-10", "adit ", "cost/nginx")[2], "8.59 Gbit/s");
+    let header = "p99/alone";
+    assert_eq!(row(&text, "beside-10", "adit", header)[2..6], ["50.0", "60.0", "5.00", "3.00"]);
+    assert_eq!(row(&text, "beside-10", "nginx", header)[2], "FAILED");
     let header = "after/before";
     assert_eq!(row(&text, "burst", "nginx", header)[2..5], ["1000", "2500", "2.50"]);
     assert_eq!(row(&text, "burst", "adit-tunnel", header)[2..5], ["1000", "1190", "1.19"]);
@@ -164,7 +177,10 @@ fn the_chart_has_a_bar_for_each_peer_and_nothing_from_elsewhere() {
     // nginx against adit: 10 of 5 KiB, 2.0 of 2.5 µs.
     assert!(svg.contains(">2.00</text>") && svg.contains(">0.80</text>"), "{svg}");
     assert!(svg.contains("1 = 5.00 KiB") && svg.contains("1 = 2.50 µs/conn"), "{svg}");
-    assert!(!svg.contains("adit-2") && !svg.contains("burst") && !svg.contains("direct"), "{svg}");
+    assert!(
+        !svg.contains("adit-2") && !svg.contains("burst") && !svg.contains("beside") && !svg.contains("direct"),
+        "{svg}"
+    );
     assert!(svg.contains("A &amp; B") && svg.contains("prefers-color-scheme:dark"), "{svg}");
     for foreign in ["<script", "href", "url(", "@import", "NaN", "inf"] {
         assert!(!svg.contains(foreign), "{foreign}");

@@ -5,6 +5,7 @@
 //! Invariants: what was sent is what was received, per connection, or the shape fails; every wait has a deadline. Having both ends in one thread makes the
 //! check exact and saves the context switches that would otherwise be the load's largest cost.
 
+mod beside;
 mod bulk;
 mod burst;
 mod idle;
@@ -128,6 +129,10 @@ impl Load {
             Shape::Request { size, connections } => {
                 let mut window = Window::new(timing, self.books.usage);
                 request::run(self, &vec![size; connections], &mut window)
+            }
+            Shape::Beside { bulk } => {
+                let mut window = Window::new(timing, self.books.usage);
+                beside::run(self, bulk, &mut window)
             }
             Shape::Short { parallel } => {
                 let mut window = Window::new(timing, self.books.usage);

@@ -206,7 +206,7 @@ pub(crate) fn cost(sample: &Measured, shape: Shape) -> Option<f64> {
         Shape::Idle { .. } => memory.map(|(before, after)| (after - before) / 1024.0 / sample.units.max(1) as f64),
         Shape::Burst { .. } => memory.map(|(before, after)| after / before.max(1.0)),
         Shape::Spread { .. } => stats::largest_share(&sample.sockets).map(|share| share * 100.0),
-        Shape::Request { .. } | Shape::Short { .. } | Shape::Bulk { .. } => {
+        Shape::Request { .. } | Shape::Beside { .. } | Shape::Short { .. } | Shape::Bulk { .. } => {
             shape.units().map(|units| sample.spent.proxy_cpu_ns as f64 / sample.units.max(1) as f64 * units.cost_scale)
         }
     }

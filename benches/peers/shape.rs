@@ -25,6 +25,8 @@ pub(crate) enum Shape {
     Short { parallel: u32 },
     /// As many bytes as will go, one way.
     Bulk { direction: Direction, connections: u32 },
+    /// Many connections with small messages at a steady pace, beside `bulk` uploads.
+    Beside { bulk: u32 },
     /// Many connections with bulk and requests, all closed: what memory the peer keeps.
     Burst { connections: u32 },
     /// Connections that are open at the same time: which of the peer's workers has them.
@@ -58,6 +60,7 @@ impl Shape {
             Self::Burst { .. } => "burst".to_owned(),
             Self::Spread { .. } => "spread".to_owned(),
             Self::Request { size, connections } => format!("request-{size}-{connections}"),
+            Self::Beside { bulk } => format!("beside-{bulk}"),
             Self::Short { .. } => "short".to_owned(),
             Self::Bulk { direction: Direction::Up, connections } => format!("bulk-up-{connections}"),
             Self::Bulk { direction: Direction::Down, connections } => format!("bulk-down-{connections}"),
@@ -68,9 +71,13 @@ impl Shape {
     pub(crate) fn units(self) -> Option<Units> {
         match self {
             Self::Idle { .. } | Self::Burst { .. } | Self::Spread { .. } => None,
-            Self::Request { .. } => Some(Units { rate_scale: 1.0, rate: "req/s", cost_scale: 1e-3, cost: "µs/req" }),
+            Self::Request { .. } | Self::Beside { bulk: 0 } => {
+                Some(Units { rate_scale: 1.0, rate: "req/s", cost_scale: 1e-3, cost: "µs/req" })
+            }
             Self::Short { .. } => Some(Units { rate_scale: 1.0, rate: "conn/s", cost_scale: 1e-3, cost: "µs/conn" }),
-            Self::Bulk { .. } => Some(Units { rate_scale: 8e-9, rate: "Gbit/s", cost_scale: 1024.0, cost: "ns/KiB" }),
+            Self::Bulk { .. } | Self::Beside { .. } => {
+                Some(Units { rate_scale: 8e-9, rate: "Gbit/s", cost_scale: 1024.0, cost: "ns/KiB" })
+            }
         }
     }
 
@@ -80,7 +87,7 @@ impl Shape {
             Self::Idle { .. } => "KiB",
             Self::Burst { .. } => "x",
             Self::Spread { .. } => "%",
-            Self::Request { .. } | Self::Short { .. } | Self::Bulk { .. } => {
+            Self::Request { .. } | Self::Beside { .. } | Self::Short { .. } | Self::Bulk { .. } => {
                 self.units().map_or("", |units| units.cost)
             }
         }
@@ -91,7 +98,7 @@ impl Shape {
         match self {
             Self::Idle { .. } | Self::Burst { .. } => workers > 0,
             Self::Spread { .. } => workers > 1,
-            Self::Request { .. } | Self::Short { .. } | Self::Bulk { .. } => true,
+            Self::Request { .. } | Self::Beside { .. } | Self::Short { .. } | Self::Bulk { .. } => true,
         }
     }
 
@@ -119,6 +126,8 @@ pub(crate) fn chosen(only: &[String], crowds: Crowds) -> Result<Vec<Shape>> {
         Shape::Bulk { direction: Direction::Up, connections: 8 },
         Shape::Bulk { direction: Direction::Down, connections: 1 },
         Shape::Bulk { direction: Direction::Down, connections: 8 },
+        Shape::Beside { bulk: 0 },
+        Shape::Beside { bulk: 10 },
         Shape::Spread { connections: crowds.burst },
         Shape::Burst { connections: crowds.burst },
     ];

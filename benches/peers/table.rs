@@ -1,6 +1,6 @@
 //! The table, in Markdown that also reads well on a terminal, and the line of progress per sample.
 //!
-//! What compares a peer with itself, after a burst or with more workers, is in tables of its own (`own`).
+//! What compares a peer with itself, beside bulk, after a burst or with more workers, is in tables of its own (`own`).
 //!
 //! "Best" is always the best of the *other* proxies (not the row itself, not the same program with other settings, not direct), so a ratio of adit's row is what its targets are written in. Pairs with a
 //! tunnel between them have a table of their own: they are compared with each other only.
@@ -47,7 +47,8 @@ pub(crate) fn draw(record: &Record) -> String {
             text.push_str(&lay_out(&rows));
         }
     }
-    for table in [own::after_a_burst(record), own::more_workers(record)].into_iter().filter(|table| table.len() > 1) {
+    let tables = [own::beside_bulk(record), own::after_a_burst(record), own::more_workers(record)];
+    for table in tables.into_iter().filter(|table| table.len() > 1) {
         text.push_str(if text.is_empty() { "" } else { "\n" });
         text.push_str(&lay_out(&table));
     }

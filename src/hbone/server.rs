@@ -29,9 +29,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::config::settings::Tunnel as Limits;
 use crate::hbone::io::{self, Handle, HandshakeError, Handshaken, Phase};
 use crate::hbone::stream::Chunk;
-use crate::hbone::tunnel::{Driven, Meter, Metered, later};
+use crate::hbone::tunnel::{Driven, Meter, Metered};
 use crate::hbone::window::{Grant, Windows, configure_server};
 use crate::identity::{PeerIdentity, TlsGeneration};
+use crate::net::turns::later;
 use crate::telemetry::TunnelEnd;
 
 /// How long the peer may take to answer a GOAWAY before it opens streams in vain, and a tunnel without any is closed.

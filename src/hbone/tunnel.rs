@@ -10,7 +10,7 @@ mod judged;
 mod meter;
 
 pub use drive::{Driven, Pulse, Wire, drive};
-pub use meter::{Meter, Metered, TURN, later};
+pub use meter::{Meter, Metered, TURN};
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;

@@ -11,19 +11,33 @@ use super::super::shape::Direction;
 use super::{HalfClose, Load, Measured, Pair, Window, socket};
 
 /// Bytes offered per send: large enough to make system calls rare, small enough to stay in the second-level cache.
-const OFFER: usize = 256 * 1024;
+pub(super) const OFFER: usize = 256 * 1024;
 /// Bytes discarded per receive, at most.
-const SWALLOW: usize = 4 * 1024 * 1024;
+pub(super) const SWALLOW: usize = 4 * 1024 * 1024;
 
-struct Flow {
-    sender: OwnedFd,
-    sink: OwnedFd,
+pub(super) struct Flow {
+    pub(super) sender: OwnedFd,
+    pub(super) sink: OwnedFd,
     sent: u64,
     received: u64,
-    ended: bool,
+    pub(super) ended: bool,
 }
 
 pub(super) fn run(load: &mut Load, direction: Direction, connections: u32, window: &mut Window) -> Result<Measured> {
+    let mut flows = open(load, direction, connections)?;
+    let sink_ends = direction == Direction::Down && load.half_close == HalfClose::ClientOnly;
+    let received = carry(load, &mut flows, sink_ends, window)?;
+    let sent = check(&flows)?;
+    if sink_ends {
+        for flow in flows {
+            Pair { client: flow.sink, server: flow.sender }.close()?;
+        }
+    }
+    window.measured(sent, received)
+}
+
+/// Opens the flows and watches their ends: with twice its number as token the sender, with the next one the sink.
+pub(super) fn open(load: &mut Load, direction: Direction, connections: u32) -> Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for _ in 0..connections {
         let pair = load.open()?;
@@ -37,18 +51,15 @@ pub(super) fn run(load: &mut Load, direction: Direction, connections: u32, windo
         load.bell.add(&flow.sender, token, EventFlags::OUT)?;
         load.bell.add(&flow.sink, token + 1, EventFlags::IN)?;
     }
-    let sink_ends = direction == Direction::Down && load.half_close == HalfClose::ClientOnly;
-    let received = carry(load, &mut flows, sink_ends, window)?;
-    let sent = flows.iter().map(|flow| flow.sent).sum();
-    for flow in flows {
-        if flow.sent != flow.received {
-            bail!("sent {} bytes on a connection, received {}", flow.sent, flow.received);
-        }
-        if sink_ends {
-            Pair { client: flow.sink, server: flow.sender }.close()?;
-        }
+    Ok(flows)
+}
+
+/// That each sink has exactly what was sent to it. Returns how much all sent.
+pub(super) fn check(flows: &[Flow]) -> Result<u64> {
+    if let Some(flow) = flows.iter().find(|flow| flow.sent != flow.received) {
+        bail!("sent {} bytes on a connection, received {}", flow.sent, flow.received);
     }
-    window.measured(sent, received)
+    Ok(flows.iter().map(|flow| flow.sent).sum())
 }
 
 /// Carries until the window closes and everything under way has arrived. Returns the bytes received.
@@ -91,14 +102,14 @@ fn carry(load: &mut Load, flows: &mut [Flow], sink_ends: bool, window: &mut Wind
 }
 
 impl Flow {
-    fn push(&mut self, offer: &[u8], sending: bool) -> Result<()> {
+    pub(super) fn push(&mut self, offer: &[u8], sending: bool) -> Result<()> {
         if sending {
             self.sent += socket::send(&self.sender, offer).context("sending")? as u64;
         }
         Ok(())
     }
 
-    fn pull(&mut self, scrap: &mut [u8], sending: bool) -> Result<u64> {
+    pub(super) fn pull(&mut self, scrap: &mut [u8], sending: bool) -> Result<u64> {
         let length = match socket::discard(&self.sink, scrap).context("receiving")? {
             None => 0,
             Some(0) if sending => bail!("the connection ended by itself after {} bytes", self.received),

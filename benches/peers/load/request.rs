@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 
 use super::{Load, Measured, Pair, Window, socket};
 
-struct Client {
+pub(super) struct Client {
     socket: OwnedFd,
     /// What goes out, and how much of it has gone.
     message: Vec<u8>,
@@ -18,10 +18,10 @@ struct Client {
     /// What came back, and how much of it.
     answer: Vec<u8>,
     received: usize,
-    begun: Instant,
+    pub(super) begun: Instant,
 }
 
-struct Echo {
+pub(super) struct Echo {
     socket: OwnedFd,
     /// What the socket did not take yet.
     pending: Vec<u8>,
@@ -29,34 +29,45 @@ struct Echo {
 
 /// Bytes of the whole shape, both ends: sent by either, received by either.
 #[derive(Default)]
-struct Totals {
-    sent: u64,
-    received: u64,
-    answers: u64,
+pub(super) struct Totals {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) answers: u64,
 }
 
 /// One connection for each size of message.
 pub(super) fn run(load: &mut Load, sizes: &[usize], window: &mut Window) -> Result<Measured> {
+    let (mut clients, mut echoes) = open(load, sizes, 0)?;
+    let totals = talk(load, &mut clients, &mut echoes, window)?;
+    if totals.sent != totals.received {
+        bail!("sent {} bytes, received {}", totals.sent, totals.received);
+    }
+    for (client, echo) in clients.into_iter().zip(echoes) {
+        close(load, client, echo)?;
+    }
+    window.measured(totals.sent, totals.received)
+}
+
+/// Opens a connection for each size and watches its ends: with twice its number, counted from `first`, as token the client, with the next one the echo.
+pub(super) fn open(load: &mut Load, sizes: &[usize], first: u64) -> Result<(Vec<Client>, Vec<Echo>)> {
     let (mut clients, mut echoes) = (Vec::new(), Vec::new());
     for (number, size) in (0..).zip(sizes) {
         let pair = load.open()?;
         clients.push(Client::new(pair.client, *size, number));
         echoes.push(Echo { socket: pair.server, pending: Vec::new() });
     }
-    for (token, (client, echo)) in (0..).step_by(2).zip(clients.iter().zip(&echoes)) {
+    for (token, (client, echo)) in (2 * first..).step_by(2).zip(clients.iter().zip(&echoes)) {
         load.bell.add(&client.socket, token, EventFlags::IN)?;
         load.bell.add(&echo.socket, token + 1, EventFlags::IN)?;
     }
-    let totals = talk(load, &mut clients, &mut echoes, window)?;
-    if totals.sent != totals.received {
-        bail!("sent {} bytes, received {}", totals.sent, totals.received);
-    }
-    for (client, echo) in clients.into_iter().zip(echoes) {
-        load.bell.remove(&client.socket)?;
-        load.bell.remove(&echo.socket)?;
-        Pair { client: client.socket, server: echo.socket }.close()?;
-    }
-    window.measured(totals.sent, totals.received)
+    Ok((clients, echoes))
+}
+
+/// Ends the connection, which must be silent.
+pub(super) fn close(load: &Load, client: Client, echo: Echo) -> Result<()> {
+    load.bell.remove(&client.socket)?;
+    load.bell.remove(&echo.socket)?;
+    Pair { client: client.socket, server: echo.socket }.close()
 }
 
 /// Talks until the window closes and every request has its answer.
@@ -108,7 +119,7 @@ impl Client {
     }
 
     /// Begins the next request.
-    fn ask(&mut self, load: &Load, token: u64, totals: &mut Totals) -> Result<()> {
+    pub(super) fn ask(&mut self, load: &Load, token: u64, totals: &mut Totals) -> Result<()> {
         for (place, byte) in self.message.iter_mut().skip(4).zip(totals.answers.to_le_bytes()) {
             *place = byte;
         }
@@ -124,7 +135,7 @@ impl Client {
     }
 
     /// Sends the rest of a message that did not go at once.
-    fn push(&mut self, load: &Load, token: u64, totals: &mut Totals) -> Result<()> {
+    pub(super) fn push(&mut self, load: &Load, token: u64, totals: &mut Totals) -> Result<()> {
         let rest = self.message.get(self.sent..).unwrap_or_default();
         let sent = socket::send(&self.socket, rest).context("client sends")?;
         self.sent += sent;
@@ -136,7 +147,7 @@ impl Client {
     }
 
     /// Takes what came. True once the answer is whole, and then it was the right one.
-    fn pull(&mut self, totals: &mut Totals) -> Result<bool> {
+    pub(super) fn pull(&mut self, totals: &mut Totals) -> Result<bool> {
         let room = self.answer.get_mut(self.received..).unwrap_or_default();
         let length = match socket::receive(&self.socket, room).context("client receives")? {
             None => return Ok(false),
@@ -158,7 +169,7 @@ impl Client {
 
 impl Echo {
     /// Sends what is pending, else echoes what came.
-    fn turn(&mut self, load: &Load, token: u64, scrap: &mut [u8], totals: &mut Totals) -> Result<()> {
+    pub(super) fn turn(&mut self, load: &Load, token: u64, scrap: &mut [u8], totals: &mut Totals) -> Result<()> {
         if !self.pending.is_empty() {
             let sent = socket::send(&self.socket, &self.pending).context("server sends")?;
             self.pending.drain(..sent);

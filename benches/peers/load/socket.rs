@@ -68,6 +68,16 @@ impl Bell {
         Ok(())
     }
 
+    /// The events that are there now, perhaps none.
+    pub(super) fn look(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        events.clear();
+        let began = Instant::now();
+        if !self.rings(events)? {
+            self.idle += began.elapsed();
+        }
+        Ok(())
+    }
+
     fn rings(&self, events: &mut Vec<Event>) -> Result<bool> {
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&at_once)) {

@@ -5,6 +5,30 @@ use super::super::record::{Median, Record};
 use super::super::shape::Shape;
 use super::{absent, figure, ratio};
 
+/// How long small messages take beside bulk, and against what they take alone.
+pub(super) fn beside_bulk(record: &Record) -> Vec<Vec<String>> {
+    let mut rows = vec![heading(["shape", "peer", "p50 µs", "p99 µs", "p50/alone", "p99/alone"])];
+    let beside = |shape: &&Shape| matches!(shape, Shape::Beside { bulk: 1.. });
+    for shape in record.shapes.iter().filter(beside) {
+        for peer in &record.peers {
+            let alone = record.median(&peer.name, Shape::Beside { bulk: 0 });
+            let row = |median: &Median| {
+                let against = |figure: fn(&Median) -> Option<f64>| ratio(figure(median), alone.and_then(figure));
+                vec![
+                    median.shape.clone(),
+                    median.peer.clone(),
+                    figure(median.p50_us, ""),
+                    figure(median.p99_us, ""),
+                    against(|median| median.p50_us),
+                    against(|median| median.p99_us),
+                ]
+            };
+            rows.push(record.median(&peer.name, *shape).map_or_else(|| absent(*shape, &peer.name), row));
+        }
+    }
+    rows
+}
+
 /// Each peer's memory before and after the burst.
 pub(super) fn after_a_burst(record: &Record) -> Vec<Vec<String>> {
     let mut rows = vec![heading(["shape", "peer", "before KiB", "after KiB", "after/before", "spread"])];

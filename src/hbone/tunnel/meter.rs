@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,18 +15,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::net::turns::later;
+
 /// What is read before the streams get their turn. In frames of one byte each: 13,000.
 pub const TURN: usize = 128 * 1024;
 
 /// How long a turn may take. One of large frames takes a tenth of it.
 const TURN_TIME: Duration = Duration::from_millis(1);
-
-/// Wakes the task, but not before the worker has looked at its sockets and timers: one that wakes itself directly comes
-/// around up to 61 times before that, and whoever waits for a socket waits for all of these.
-pub fn later(cx: &mut Context<'_>) {
-    // Its first poll leaves the waker with the runtime; there is no second.
-    let _ = pin!(tokio::task::yield_now()).poll(cx);
-}
 
 #[derive(Debug)]
 pub struct Meter {

@@ -17,6 +17,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::net::buffers::{self, Buffer};
+use crate::net::turns::later;
 use crate::proxy::pool::{Pipe, Pool};
 use crate::proxy::registry::{Direction, Entry};
 
@@ -122,7 +123,9 @@ impl<'a> Half<'a> {
                 return Poll::Ready(Err(HalfError::Write(error)));
             }
             if read >= BYTES_PER_POLL {
-                cx.waker().wake_by_ref();
+                // Whoever is next takes the same one, while it is warm.
+                self.held = Held::Nothing;
+                later(cx);
                 return Poll::Pending;
             }
             match self.read(pool) {

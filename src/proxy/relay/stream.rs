@@ -35,6 +35,7 @@ use crate::hbone::stream::{CHUNK_BYTES, MOST_CHUNK_BYTES};
 use crate::hbone::{Stream, StreamError};
 use crate::net::buffers;
 use crate::net::listen::set_keepalive;
+use crate::net::turns::later;
 use crate::proxy::registry::{Direction, Entry, Order, State};
 use crate::telemetry::{CloseReason, Side, TunnelEnd};
 
@@ -263,7 +264,7 @@ impl Relaying<'_> {
                 OutEnd::Passed | OutEnd::Stopped => return Poll::Ready(Ok(())),
             }
         }
-        cx.waker().wake_by_ref();
+        later(cx);
         Poll::Pending
     }
 
@@ -277,8 +278,7 @@ impl Relaying<'_> {
             }
         }
         let Poll::Ready(capacity) = self.stream.poll_capacity(cx) else {
-            // What is queued goes first, before an end too, and who takes it wakes us. Otherwise an end needs no capacity, and
-            // a socket that turns out to be empty must not keep any reserved.
+            // What is queued goes first, and who takes it wakes us. Else: an end needs no capacity, and an empty socket keeps none.
             if self.stream.queued() == 0 {
                 match peek(self.socket) {
                     Ok(0) => return Poll::Ready(self.eof()),
