@@ -12,7 +12,6 @@ use std::fmt::Write;
 
 use super::recipe::{family, tunnel, workers};
 use super::record::{Median, Record};
-use super::shape::Shape;
 use scale::Scale;
 
 /// Geometry, in pixels: the sheet, and where bars begin.
@@ -94,7 +93,7 @@ impl<'a> Panel<'a> {
         let groups: Vec<Group> = record
             .shapes
             .iter()
-            .filter(|shape| shape.is_among_peers() && !matches!(shape, Shape::Beside { .. }))
+            .filter(|shape| shape.is_among_peers() && shape.is_drawn())
             .filter_map(|shape| {
                 let medians: Vec<Option<&Median>> = peers.iter().map(|peer| record.median(peer, *shape)).collect();
                 Group::of(shape.name(), &medians, reference)

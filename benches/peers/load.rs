@@ -122,26 +122,16 @@ impl Load {
 
     /// Runs one shape.
     pub(crate) fn run(&mut self, shape: Shape, timing: Timing) -> Result<Measured> {
+        // Its warm-up begins now, with the opening of the connections; the shapes that are not timed leave it alone.
+        let mut window = Window::new(timing, self.books.usage);
         match shape {
             Shape::Idle { connections } => idle::run(self, connections),
             Shape::Burst { connections } => burst::run(self, connections, timing),
             Shape::Spread { connections } => idle::spread(self, connections),
-            Shape::Request { size, connections } => {
-                let mut window = Window::new(timing, self.books.usage);
-                request::run(self, &vec![size; connections], &mut window)
-            }
-            Shape::Beside { bulk } => {
-                let mut window = Window::new(timing, self.books.usage);
-                beside::run(self, bulk, &mut window)
-            }
-            Shape::Short { parallel } => {
-                let mut window = Window::new(timing, self.books.usage);
-                short::run(self, parallel, &mut window)
-            }
-            Shape::Bulk { direction, connections } => {
-                let mut window = Window::new(timing, self.books.usage);
-                bulk::run(self, direction, connections, &mut window)
-            }
+            Shape::Request { size, connections } => request::run(self, &vec![size; connections], &mut window),
+            Shape::Beside { bulk } => beside::run(self, bulk, &mut window),
+            Shape::Short { parallel } => short::run(self, parallel, &mut window),
+            Shape::Bulk { direction, connections } => bulk::run(self, direction, connections, &mut window),
         }
     }
 

@@ -107,6 +107,11 @@ impl Shape {
         !matches!(self, Self::Burst { .. } | Self::Spread { .. })
     }
 
+    /// Whether its cost is what it is about, so that the chart has it.
+    pub(crate) fn is_drawn(self) -> bool {
+        !matches!(self, Self::Beside { .. })
+    }
+
     /// Whether it needs a peer that nothing else was asked of before, in a cell of its own.
     pub(crate) fn is_alone(self) -> bool {
         matches!(self, Self::Burst { .. })

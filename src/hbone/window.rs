@@ -24,8 +24,8 @@ const SMALLEST_STREAM: u32 = 16 * 1024;
 const SHARE: usize = 8;
 
 /// The largest DATA frame that is accepted. A frame is received whole before any of it goes on, outside of all windows,
-/// and other streams wait behind it: not more than the largest of our own reads, which only a stream that is alone in its
-/// tunnel sends as one. (The least that HTTP/2 allows is 16 KiB.)
+/// and other streams wait behind it: little more than the largest of our own, which only a stream that is alone in its
+/// tunnel sends. (The least that HTTP/2 allows is 16 KiB.)
 pub const FRAME_BYTES: u32 = 256 * 1024;
 
 /// The largest header list, as ztunnel limits it.

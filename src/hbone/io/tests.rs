@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
+use crate::hbone::stream::CHUNK_BYTES;
 use crate::identity::authority::Authority;
 use crate::identity::certificate::CertificateFacts;
 use crate::identity::credentials::{Credentials, TrustBundle};
@@ -293,6 +294,21 @@ fn a_slow_reader_makes_the_writer_wait() {
         };
         let ((), read) = tokio::join!(ended, drink(&mut theirs, 1));
         assert_eq!(read.unwrap().len(), written);
+    });
+}
+
+/// A frame with its header fills whole records, and those one packet: all of it goes at once, and nothing is left for another.
+#[test]
+fn a_full_frame_is_one_packet() {
+    in_time(async {
+        let (ours, _theirs) = with_foreign(true, sockets().await).await;
+        let mut stream = ours.stream;
+        let handle = stream.handle();
+        handle.cork();
+        let (header, frame) = ([0; 9], pattern(CHUNK_BYTES, 1));
+        let slices = [IoSlice::new(&header), IoSlice::new(&frame)];
+        let written = poll_fn(|cx| Pin::new(&mut stream).poll_write_vectored(cx, &slices)).await.unwrap();
+        assert_eq!((written, handle.0.borrow().outbound.queued().len()), (header.len() + CHUNK_BYTES, 0));
     });
 }
 

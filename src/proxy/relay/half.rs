@@ -23,7 +23,7 @@ use crate::proxy::registry::{Direction, Entry};
 
 /// Bytes moved in one poll before other connections of the worker get their turn. Also what makes bulk cheap with several
 /// of them: a socket that is left alone meanwhile is full when its turn comes again.
-const BYTES_PER_POLL: usize = 1024 * 1024;
+pub(super) const BYTES_PER_POLL: usize = 1024 * 1024;
 /// A read of so much is large. Messages of 16 KiB cost a sixth less when they are spliced; between them and this there is
 /// room for a read that comes in two parts. Smaller messages were not tried.
 const LARGE_READ_BYTES: usize = 12 * 1024;

@@ -15,6 +15,8 @@ use crate::net::listen::{ListenOptions, bind};
 use crate::proxy::registry::{Registered, Registry};
 use crate::telemetry::Door;
 
+mod turns;
+
 const LIMIT: Duration = Duration::from_secs(30);
 
 struct Between {
