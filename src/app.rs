@@ -32,7 +32,7 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::admin::http;
 use crate::config::auto::{self, Machine};
-use crate::config::settings::{AdminAddr, Capture, PreserveSource};
+use crate::config::settings::{AdminAddr, PreserveSource};
 use crate::config::{Problems, Settings, Sources};
 use crate::files::{Pace, WatchMode};
 use crate::identity;
@@ -224,7 +224,8 @@ fn name_missing_capabilities(settings: &Settings) {
     let addresses = [listen.outbound, listen.inbound, listen.socks5, listen.metrics, listen.readiness, admin];
     let needs = capability::Needs {
         mark: captures && settings.packet_mark.is_some(),
-        tproxy: captures && settings.capture == Capture::Tproxy,
+        tproxy: (listen.outbound.is_some() && settings.capture.is_transparent_outbound())
+            || (listen.inbound.is_some() && settings.capture.is_transparent_inbound()),
         preserve_source: listen.inbound.is_some() && settings.preserve_source != PreserveSource::Off,
         ports: addresses.into_iter().flatten().map(|address| address.port()).collect(),
         first_unprivileged_port: capability::first_unprivileged_port(),

@@ -2,8 +2,10 @@
 
 pub mod address;
 pub mod adopt;
+pub mod bpf;
 pub mod buffers;
 pub mod capability;
+pub mod cgroup;
 pub mod descriptors;
 pub mod dial;
 pub mod listen;

@@ -19,6 +19,9 @@ mod outbound;
 #[path = "data_path/inbound.rs"]
 mod inbound;
 
+#[path = "data_path/at_the_socket.rs"]
+mod at_the_socket;
+
 #[path = "data_path/loops.rs"]
 mod loops;
 

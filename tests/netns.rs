@@ -15,3 +15,6 @@ mod selftest;
 
 #[path = "netns/command.rs"]
 mod command;
+
+#[path = "netns/connect.rs"]
+mod connect;

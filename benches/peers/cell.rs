@@ -6,7 +6,9 @@
 //!
 //! On failure: a shape that fails is the cell's last, because it leaves strays behind that would spoil the next.
 
+use std::fs;
 use std::io::{self, BufRead, Read, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) shapes: Vec<Shape>,
     pub(crate) timing: Timing,
     pub(crate) cores: Cores,
+    /// A cgroup for this cell alone, where the peer needs one.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// What a cell says.
@@ -58,6 +62,9 @@ pub(crate) fn run() -> Result<bool> {
 }
 
 fn measure(plan: &Plan) -> Result<()> {
+    if let Some(cgroup) = &plan.cgroup {
+        fs::write(cgroup.join("cgroup.procs"), "0").context("cannot enter the cell's cgroup")?;
+    }
     namespace::furnish()?;
     cores::go_to(plan.cores.load)?;
     let books = Books { usage: Usage::now, resident: account::resident, sockets: account::sockets };
@@ -69,7 +76,7 @@ fn measure(plan: &Plan) -> Result<()> {
         Found::Proxy { recipe, target } => {
             let mut load = Load::bind(SERVER, |_server| *target, books)?;
             load.half_close = recipe.half_close;
-            (load, Some(Proxy::start(recipe, *target, plan.cores)?))
+            (load, Some(Proxy::start(recipe, *target, plan.cores, plan.cgroup.as_deref())?))
         }
     };
     let outcome = shapes(plan, &mut load);

@@ -15,6 +15,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The one address of the cell's host; from the range set aside for benchmarks (RFC 2544), so it is nobody's.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// Where clients that are captured at the socket connect from.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// Where the echo server listens.
 pub(crate) const SERVER: SocketAddrV4 = SocketAddrV4::new(HOST, 9000);
 
@@ -26,6 +28,8 @@ const PACKET_MARK: u32 = 1337;
 pub(crate) enum Kind {
     /// Address translation in the output hook.
     Redirect,
+    /// At the client's socket, by `adit redirect apply --kind connect`.
+    Connect,
     /// Marked in the output hook, routed back in over loopback, and given to the proxy's socket there.
     Tproxy,
 }
@@ -36,6 +40,13 @@ pub(crate) struct Capture {
     pub(crate) from: SocketAddrV4,
     pub(crate) to: u16,
     pub(crate) kind: Kind,
+}
+
+/// What the least rule for [`Kind::Redirect`] does not need: adit's program, and the cgroup that the cell is in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AtSocket<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) cgroup: &'a Path,
 }
 
 /// A command that runs `program` in fresh network, PID and mount namespaces; with a user namespace too, where we are not root.
@@ -76,12 +87,15 @@ pub(crate) fn furnish() -> Result<()> {
 }
 
 /// Installs the rules that capture, in the output hook, since the client lives on the same host: the one that `adit redirect` makes for `Redirect`, and the least that is needed for
-/// `Tproxy`.
-pub(crate) fn capture(capture: Capture) -> Result<()> {
+/// `Tproxy`; for `Connect` the program itself does it.
+pub(crate) fn capture(capture: Capture, at_socket: Option<AtSocket<'_>>) -> Result<()> {
     let Capture { from, to, kind } = capture;
+    if kind == Kind::Connect {
+        return capture_at_socket(at_socket.context("no cgroup for capture at the socket")?);
+    }
     let chosen = format!("ip daddr {} tcp dport {} meta mark != {PACKET_MARK}", from.ip(), from.port());
     let rules = match kind {
-        Kind::Redirect => format!(
+        Kind::Connect | Kind::Redirect => format!(
             "table ip peers {{ chain output {{ type nat hook output priority -100; policy accept; {chosen} redirect to :{to}; }}; }}\n"
         ),
         Kind::Tproxy => {
@@ -100,6 +114,18 @@ pub(crate) fn capture(capture: Capture) -> Result<()> {
         sysctl("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1")?;
     }
     Ok(())
+}
+
+/// Connections to this namespace's own addresses are not captured, and the server has one of them: so it is not there for the moment in which they are looked up. Another is, which
+/// clients then connect from, as they would on a host.
+fn capture_at_socket(AtSocket { program, cgroup }: AtSocket<'_>) -> Result<()> {
+    let (adit, cgroup) = (program.to_str(), cgroup.to_str());
+    let (adit, cgroup) = adit.zip(cgroup).context("a path is no text")?;
+    run("ip", &["address", "add", &format!("{CLIENT}/32"), "dev", "lo"], "")?;
+    run("ip", &["address", "delete", &format!("{HOST}/32"), "dev", "lo"], "")?;
+    let apply = ["redirect", "apply", "--kind", "connect", "--preserve-source", "off", "--force", "--cgroup", cgroup];
+    run(adit, &apply, "")?;
+    run("ip", &["address", "add", &format!("{HOST}/32"), "dev", "lo"], "")
 }
 
 fn sysctl(name: &str, value: &str) -> Result<()> {

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::account;
 use super::cores::{self, Cores};
-use super::namespace;
+use super::namespace::{self, AtSocket};
 use super::recipe::{Part, Recipe, tunnel};
 
 const START: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Starts the peer on its core, one part after another, and waits until its door is open.
-    pub(crate) fn start(recipe: &Recipe, target: SocketAddrV4, cores: Cores) -> Result<Self> {
+    pub(crate) fn start(recipe: &Recipe, target: SocketAddrV4, cores: Cores, cgroup: Option<&Path>) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
         let log = folder.path().join("log");
         for (name, contents) in &recipe.files {
@@ -50,7 +50,11 @@ impl Proxy {
             let door = recipe.capture.map_or(target, |capture| SocketAddrV4::new([127, 0, 0, 1].into(), capture.to));
             proxy.ready(part, door)?;
         }
-        recipe.capture.map_or(Ok(()), namespace::capture)?;
+        if let Some(capture) = recipe.capture {
+            let program = recipe.parts.first().map(|part| part.program.as_path());
+            let at_socket = program.zip(cgroup).map(|(program, cgroup)| AtSocket { program, cgroup });
+            namespace::capture(capture, at_socket)?;
+        }
         Ok(proxy)
     }
 

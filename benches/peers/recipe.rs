@@ -25,7 +25,8 @@ const DEFAULT: [&str; 8] = ["direct", "haproxy", "nginx", "envoy", "adit", "adit
 /// The peers that a run without `--peers` has besides, once it is told where the program is: ztunnel's pair is one process, so adit's is that too.
 const ZTUNNELS: [&str; 3] = ["ztunnel", "ztunnel-tunnel", "adit-self-tunnel"];
 /// Those that must be asked for. The captured twins stand behind the same redirect rule as adit does, and so show what the kernel's share of capture is.
-const ON_DEMAND: [&str; 5] = ["haproxy-captured", "nginx-captured", "envoy-captured", "adit-tproxy", "adit-2-tunnel"];
+const ON_DEMAND: [&str; 6] =
+    ["haproxy-captured", "nginx-captured", "envoy-captured", "adit-tproxy", "adit-connect", "adit-2-tunnel"];
 
 /// Where captured clients of the twins connect to; the twins themselves go on to `SERVER`.
 const CAPTURED: SocketAddrV4 = SocketAddrV4::new(HOST, 9001);
@@ -122,6 +123,11 @@ pub(crate) fn workers(peer: &str) -> u32 {
     peer.split('-').find_map(|part| part.parse().ok()).unwrap_or(1)
 }
 
+/// Whether a peer is captured at the sockets of a cgroup.
+pub(crate) fn wants_cgroup(peer: &str) -> bool {
+    peer == "adit-connect"
+}
+
 /// Whose program a peer is. Peers of one program are not rivals.
 pub(crate) fn family(peer: &str) -> &str {
     peer.split('-').next().unwrap_or(peer)
@@ -133,6 +139,7 @@ pub(crate) fn find(name: &str, programs: &Programs) -> Result<Found> {
     let (found, door) = match base {
         "direct" => return Ok(Found::Direct),
         "adit" | "adit-2" => return adit(&programs.adit, workers(base), Kind::Redirect),
+        "adit-connect" => return adit(&programs.adit, 1, Kind::Connect),
         "adit-tproxy" => return adit(&programs.adit, 1, Kind::Tproxy),
         "adit-tunnel" | "adit-2-tunnel" => return Ok(tunnel::adits(&programs.adit, workers(base))),
         "adit-self-tunnel" => return Ok(tunnel::adit_itself(&programs.adit)),
@@ -159,6 +166,7 @@ fn adit(program: &Path, workers: u32, kind: Kind) -> Result<Found> {
     }
     let name = match kind {
         Kind::Redirect => "redirect",
+        Kind::Connect => "connect",
         Kind::Tproxy => "tproxy",
     };
     let config = format!(

@@ -2,9 +2,12 @@
 //!
 //! The order of the peers turns by one with each round, so that slow drifts of the machine do not always meet the same peer.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
+use adit::net::cgroup;
 use anyhow::{Context, Result, bail};
 
 use super::cell::{Plan, Report};
@@ -23,7 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         record.write(path)?;
     }
     if let Some(path) = &options.svg {
-        std::fs::write(path, chart::draw(&record)).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, chart::draw(&record)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(options.from.is_some() || record.failures.is_empty())
 }
@@ -50,7 +53,9 @@ fn measure(options: &Options) -> Result<Record> {
         for peer in names {
             for shapes in cells(&settled.shapes, &peer) {
                 let (peer, programs) = (peer.clone(), programs.clone());
-                cell(&Plan { peer, programs, shapes, timing: settled.timing, cores }, round, &mut record)?;
+                let own = recipe::wants_cgroup(&peer).then(OwnCgroup::new).transpose()?;
+                let cgroup = own.as_ref().map(|own| own.0.clone());
+                cell(&Plan { peer, programs, shapes, timing: settled.timing, cores, cgroup }, round, &mut record)?;
             }
         }
     }
@@ -109,6 +114,25 @@ fn start(plan: &Plan) -> Result<Child> {
     // A cell that could not start is told by its exit, not by this pipe.
     let _ = writeln!(stdin, "{}", serde_json::to_string(plan)?);
     Ok(child)
+}
+
+/// A cgroup for one cell, removed once the cell has ended; what is attached to it goes with it.
+struct OwnCgroup(PathBuf);
+
+impl OwnCgroup {
+    fn new() -> Result<Self> {
+        let folder = cgroup::mount()?.join(format!("adit-peers-{}", std::process::id()));
+        fs::create_dir(&folder)
+            .with_context(|| format!("cannot make the cgroup {}; that takes root", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        // A cell that died may not have been left by all; then an empty folder stays.
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 fn progress(line: &str) -> Result<()> {

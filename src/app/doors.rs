@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::admin::http::HttpListener;
 use crate::config::Settings;
-use crate::config::settings::{AdminAddr, Capture, IdentitySource};
+use crate::config::settings::{AdminAddr, IdentitySource};
 use crate::lifecycle::Inherited;
 use crate::net::adopt::{Adopted, adopt_or_bind};
 use crate::net::listen::{ListenError, ListenOptions};
@@ -191,7 +191,11 @@ impl Doors {
         given: &mut Inherited,
     ) -> Result<SocketAddr, BindError> {
         let captures = matches!(door, Door::Outbound | Door::Inbound);
-        let transparent = captures && settings.capture == Capture::Tproxy;
+        let transparent = match door {
+            Door::Outbound => settings.capture.is_transparent_outbound(),
+            Door::Inbound => settings.capture.is_transparent_inbound(),
+            Door::Hbone | Door::Socks5 => false,
+        };
         // Not under tproxy: there the answers of an accepted connection come from a foreign address, and with the mark
         // the rules would take them for a connection that adit opens from a client's address.
         let mark = settings.packet_mark.filter(|_| captures && !transparent).map(std::num::NonZeroU32::get);

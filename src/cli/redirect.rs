@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -57,9 +58,12 @@ struct RuleArgs {
     /// Whose connections: `sidecar` is all of this network namespace
     #[arg(long, value_enum, default_value_t = Mode::Sidecar)]
     mode: Mode,
-    /// How: the same as `capture` in adit's settings
+    /// How: the same as `capture` in adit's settings, which is `redirect` for `connect`, too
     #[arg(long, value_enum, default_value_t = KindArg::Redirect)]
     kind: KindArg,
+    /// Of `--kind connect`: capture what the processes of this cgroup open [default: of all that are visible]
+    #[arg(long, value_name = "FOLDER")]
+    cgroup: Option<PathBuf>,
     #[arg(long, value_name = "PORT", default_value = "15001", help = "Where adit takes outbound connections")]
     outbound_port: NonZeroU16,
     #[arg(long, value_name = "PORT", default_value = "15006", help = "Where adit takes inbound connections")]
@@ -137,6 +141,7 @@ enum Mode {
 enum KindArg {
     Redirect,
     Tproxy,
+    Connect,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -180,7 +185,9 @@ fn refuse(error: &RedirectError, output: &mut Output<'_>) -> Exit {
     }
     output.error(line, error.hint());
     match error {
-        RedirectError::InboundPortsNotListed | RedirectError::NothingExempt => Exit::Usage,
+        RedirectError::InboundPortsNotListed | RedirectError::NothingExempt | RedirectError::CgroupWithoutConnect => {
+            Exit::Usage
+        }
         _ => Exit::Failed,
     }
 }
@@ -224,6 +231,7 @@ impl From<RuleArgs> for Options {
             kind: match args.kind {
                 KindArg::Redirect => Kind::Redirect,
                 KindArg::Tproxy => Kind::Tproxy,
+                KindArg::Connect => Kind::Connect,
             },
             outbound_port: args.outbound_port,
             inbound_port: args.inbound_port,
@@ -243,6 +251,7 @@ impl From<RuleArgs> for Options {
             ),
             preserve_source: matches!(args.preserve_source, Switch::On),
             rollback_after: args.rollback_after,
+            cgroup: args.cgroup,
         }
     }
 }

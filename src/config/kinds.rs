@@ -36,10 +36,15 @@ pub(in crate::config) struct Kind<T: 'static> {
 pub(in crate::config) static MODE: Kind<Mode> = Kind { parse: mode, show: |Mode::Sidecar| json!("sidecar") };
 
 pub(in crate::config) static CAPTURE: Kind<Capture> = Kind {
-    parse: |node| yaml::choice(&[("redirect", Capture::Redirect), ("tproxy", Capture::Tproxy)])(node),
+    parse: |node| {
+        yaml::choice(&[("redirect", Capture::Redirect), ("tproxy", Capture::Tproxy), ("connect", Capture::Connect)])(
+            node,
+        )
+    },
     show: |value| match value {
         Capture::Redirect => json!("redirect"),
         Capture::Tproxy => json!("tproxy"),
+        Capture::Connect => json!("connect"),
     },
 };
 

@@ -149,7 +149,7 @@ mod tests {
         let of = |key: &str| all.iter().find(|(known, _)| *known == key).map(|(_, value)| value.clone()).expect(key);
         for (key, takes, default, live) in [
             ("connect.timeout", "a duration such as 250ms or 5s, more than zero", "5s", true),
-            ("capture", "redirect or tproxy", "redirect", false),
+            ("capture", "redirect, tproxy or connect", "redirect", false),
             ("keepalive.userTimeout", "a duration of whole milliseconds, 1ms to 24d, or off", "30s", true),
             ("workload.namespace", "a name without spaces and slashes; a name, not empty", "default", false),
             ("inbound.plaintextPorts", "a list: ports, 1 to 65535", "[]", true),

@@ -84,6 +84,22 @@ pub enum Workers {
 pub enum Capture {
     Redirect,
     Tproxy,
+    /// At the client's socket, outbound; as [`Self::Tproxy`], inbound.
+    Connect,
+}
+
+impl Capture {
+    /// Whether what is captured on its way out arrives with its destination as the local address. Else the kernel is asked.
+    #[must_use]
+    pub const fn is_transparent_outbound(self) -> bool {
+        matches!(self, Self::Tproxy)
+    }
+
+    /// The same of what is captured on its way in.
+    #[must_use]
+    pub const fn is_transparent_inbound(self) -> bool {
+        matches!(self, Self::Tproxy | Self::Connect)
+    }
 }
 
 /// Whether inbound connections reach the application from the client's address.

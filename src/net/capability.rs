@@ -27,7 +27,7 @@ pub fn can_administer(held: CapabilitySet) -> bool {
 pub struct Needs {
     /// A capture door is open and `packetMark` is not off.
     pub mark: bool,
-    /// The outbound or inbound capture door is open with `capture: tproxy`.
+    /// A capture door is open that takes connections for addresses of others: with `capture: tproxy`, or inbound with `connect`.
     pub tproxy: bool,
     /// The inbound capture door is open and `preserveSource` is not off.
     pub preserve_source: bool,
@@ -62,7 +62,7 @@ pub fn missing(needs: &Needs, held: CapabilitySet) -> Vec<Missing> {
     if !held.intersects(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW) {
         let asked = [
             (needs.mark, "packetMark", "connections that adit opens cannot be told from captured ones"),
-            (needs.tproxy, "capture: tproxy", "connections captured by tproxy cannot be accepted"),
+            (needs.tproxy, "capture", "connections captured by tproxy cannot be accepted"),
             (needs.preserve_source, "preserveSource", "the application sees adit's address, not the client's"),
         ];
         for (_, key, lost) in asked.into_iter().filter(|(asked, ..)| *asked) {
@@ -112,11 +112,8 @@ mod tests {
     fn names_each_capability_and_each_feature() {
         let admin = CapabilitySet::NET_ADMIN;
         let bind = CapabilitySet::NET_BIND_SERVICE;
-        let features = [
-            ("CAP_NET_ADMIN", "packetMark"),
-            ("CAP_NET_ADMIN", "capture: tproxy"),
-            ("CAP_NET_ADMIN", "preserveSource"),
-        ];
+        let features =
+            [("CAP_NET_ADMIN", "packetMark"), ("CAP_NET_ADMIN", "capture"), ("CAP_NET_ADMIN", "preserveSource")];
         type Case = (Needs, CapabilitySet, Vec<(&'static str, &'static str)>);
         let cases: [Case; 6] = [
             (everything(), admin | bind, vec![]),

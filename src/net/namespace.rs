@@ -10,6 +10,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::net::sockopt;
+
 /// Present in the initial network namespace only (`net_core_table` is registered for `init_net`).
 const INITIAL_ONLY: &str = "/proc/sys/net/core/netdev_max_backlog";
 /// Present in every network namespace.
@@ -33,6 +35,15 @@ pub fn current() -> Verdict {
         let first = fs::read_link("/proc/1/ns/net").map_err(|error| ("/proc/1/ns/net", error))?;
         Ok(ours == first)
     })
+}
+
+/// The kernel's number for the network namespace of the calling thread; it is never given twice.
+///
+/// # Errors
+/// What the kernel says: ENOPROTOOPT before Linux 5.14.
+pub fn cookie() -> io::Result<u64> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    sockopt::netns_cookie(&socket)
 }
 
 type Unreadable = (&'static str, io::Error);

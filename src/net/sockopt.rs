@@ -45,20 +45,7 @@ const TCP_INFO_LEN: usize = 256;
 /// What `getsockopt` says.
 pub fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0_u8; TCP_INFO_LEN];
-    let mut len = libc::socklen_t::try_from(TCP_INFO_LEN).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open (borrowed); `raw` is writable for `len` bytes and lives through the call.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            raw.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if status != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    get(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut raw)?;
     let word = |at: usize| raw.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
     Ok(TcpInfo {
         state: raw[0],
@@ -69,6 +56,16 @@ pub fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         notsent_bytes: word(144),
         snd_wnd: word(228),
     })
+}
+
+/// The kernel's number for the network namespace of the socket; it is never given twice.
+///
+/// # Errors
+/// What `getsockopt` says: ENOPROTOOPT before Linux 5.14.
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    let mut raw = [0_u8; 8];
+    get(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, &mut raw)?;
+    Ok(u64::from_ne_bytes(raw))
 }
 
 /// How many bytes were written and are not yet acknowledged (`SIOCOUTQ`).
@@ -99,6 +96,15 @@ pub fn set_unsent_limit(socket: impl AsFd, bytes: i32) -> io::Result<()> {
 /// What `setsockopt` says.
 pub fn set_bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     set(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// What is not written stays as it is.
+fn get(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: &mut [u8]) -> io::Result<()> {
+    let mut len = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    let fd = socket.as_fd();
+    // SAFETY: the descriptor is open (borrowed); `value` is writable for `len` bytes and lives through the call.
+    let status = unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, value.as_mut_ptr().cast(), &raw mut len) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn set(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {

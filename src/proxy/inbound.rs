@@ -35,7 +35,7 @@ use crate::telemetry::CloseReason;
 /// Why there is none.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, attempts, .. } = opening;
-    let dst = original_dst(downstream, entry.peer, settings.capture)
+    let dst = original_dst(downstream, entry.peer, settings.capture.is_transparent_inbound())
         .map_err(|error| ConnectError::new(CloseReason::NoOriginalDst, Some(error)))?;
     entry.facts.borrow_mut().original_dst = Some(dst);
     let address = UpstreamAddr::from(dst);

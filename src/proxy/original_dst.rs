@@ -4,16 +4,15 @@ use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use crate::config::settings::Capture;
 use crate::net::address::{OriginalDst, PeerAddr};
 
-/// Recovers the original destination: `SO_ORIGINAL_DST` under REDIRECT, the local address under TPROXY and for a
-/// connection that was not captured at all.
+/// Recovers the original destination: `SO_ORIGINAL_DST`, and the local address where the kernel delivers to it
+/// (`transparent`) and for a connection that was not captured at all.
 ///
 /// # Errors
 /// The socket is gone already.
-pub fn original_dst(socket: &TcpStream, peer: PeerAddr, capture: Capture) -> std::io::Result<OriginalDst> {
-    if capture == Capture::Redirect {
+pub fn original_dst(socket: &TcpStream, peer: PeerAddr, transparent: bool) -> std::io::Result<OriginalDst> {
+    if !transparent {
         let socket = SockRef::from(socket);
         let asked = if peer.ip().is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
         match asked {

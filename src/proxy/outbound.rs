@@ -29,7 +29,7 @@ use crate::telemetry::{CloseReason, SecurityPolicy};
 /// Why there is none.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, .. } = &*opening;
-    let dst = original_dst(downstream, entry.peer, settings.capture)
+    let dst = original_dst(downstream, entry.peer, settings.capture.is_transparent_outbound())
         .map_err(|error| ConnectError::new(CloseReason::NoOriginalDst, Some(error)))?;
     // What comes from one of our own upstream sockets would be dialled again, and again.
     let ends = Ends { local: entry.peer.socket_addr(), remote: canonical(dst.socket_addr()) };

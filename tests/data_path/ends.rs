@@ -44,7 +44,7 @@ fn both_ways(more: &str, body: impl Fn(&Scene, Pair)) {
     }
 }
 
-fn half_closed(kind: Kind) {
+pub(crate) fn half_closed(kind: Kind) {
     let scene = Scene::new(kind, "", MESH);
     let (there, back) = (random(1, IN_FLIGHT), random(2, IN_FLIGHT));
     for family in Family::BOTH {

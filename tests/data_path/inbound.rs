@@ -51,7 +51,7 @@ fn check_metrics(scene: &Scene, visits: f64) {
     }
 }
 
-fn whom_the_application_sees(kind: Kind, preserve: &str, see: impl Fn(&Scene, Family) -> IpAddr) {
+pub(crate) fn whom_the_application_sees(kind: Kind, preserve: &str, see: impl Fn(&Scene, Family) -> IpAddr) {
     let scene = Scene::new(kind, &format!("preserveSource: {preserve}"), MESH);
     let application = Door::open(&scene.lab.adit, 8080);
     for family in Family::BOTH {
@@ -160,13 +160,13 @@ fn misled(kind: Kind, lab: &Lab) {
     lab.client.ip("route add 198.51.100.9 via 10.77.0.2\nroute add 2001:db8:9::9 via fd77::2\n");
     let rule = |family: &str, to: &str| match kind {
         Kind::Redirect => format!("{family} daddr {to} tcp dport 8080 redirect to :15006"),
-        Kind::Tproxy => {
+        Kind::Tproxy | Kind::Connect => {
             format!("{family} daddr {to} tcp dport 8080 tproxy {family} to :15006 meta mark set 0x112 accept")
         }
     };
     let hook = match kind {
         Kind::Redirect => "type nat hook prerouting priority -110",
-        Kind::Tproxy => "type filter hook prerouting priority -160",
+        Kind::Tproxy | Kind::Connect => "type filter hook prerouting priority -160",
     };
     let rules = [rule("ip", "198.51.100.9"), rule("ip6", "2001:db8:9::9")].join("\n");
     lab.adit.nft(&format!("table inet misled {{\n chain in {{\n {hook}\n {rules}\n }}\n }}\n"));

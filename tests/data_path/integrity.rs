@@ -35,7 +35,7 @@ fn send(mut stream: TcpStream, seed: u64, bytes: &[u8]) {
     stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
 }
 
-fn random_data_both_ways(kind: Kind, zero_copy: &str) {
+pub(crate) fn random_data_both_ways(kind: Kind, zero_copy: &str) {
     let scene = Scene::new(kind, &format!("relay: {{ zeroCopy: {zero_copy} }}"), MESH);
     let door = Door::open(&scene.lab.server, 8080);
     let pairs: Vec<_> = (0..CONNECTIONS)

@@ -56,7 +56,7 @@ fn refused(scene: &Scene, what: &str, host: &Host, to: SocketAddr) {
     before.check(scene, what);
 }
 
-fn direct_hits(kind: Kind) {
+pub(crate) fn direct_hits(kind: Kind) {
     let scene = Scene::new(kind, NO_RECORDS, MESH);
     for port in [15001, 15006] {
         for form in FORMS {

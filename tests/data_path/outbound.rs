@@ -66,7 +66,7 @@ fn check_metrics(scene: &Scene, labels: &[&str], count: f64) {
     }
 }
 
-fn passthrough(kind: Kind) {
+pub(crate) fn passthrough(kind: Kind) {
     let scene = Scene::new(kind, "", MESH);
     scene.lab.server.ip("address add 192.0.2.7/32 dev eth0\naddress add 2001:db8::7/128 dev eth0 nodad\n");
     let door = Door::open(&scene.lab.server, 8080);
@@ -89,7 +89,7 @@ fn unknown_destinations_are_passed_through_tproxy() {
     isolated(|| passthrough(Kind::Tproxy));
 }
 
-fn workload(kind: Kind) {
+pub(crate) fn workload(kind: Kind) {
     let scene = Scene::new(kind, "", MESH);
     let door = Door::open(&scene.lab.server, 9000);
     for family in Family::BOTH {
@@ -117,7 +117,7 @@ fn workloads_are_reached_and_named_tproxy() {
 }
 
 /// Nobody listens on the service's own target port: both endpoints have their own.
-fn service(kind: Kind) {
+pub(crate) fn service(kind: Kind) {
     let scene = Scene::new(kind, "", MESH);
     // One door for both, told apart by where the connection was going.
     let doors = [Door::open(&scene.lab.server, 8081), Door::open(&scene.lab.server, 8082)];

@@ -12,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 use crate::bytes::{End, end};
 use crate::kit::daemon::get;
 use crate::kit::door::{Accepted, Dial};
+use crate::kit::isolate::own_cgroup;
 use crate::kit::{Adit, Door, Family, Host, LIMIT, Lab, until};
 
 pub(crate) const KINDS: [Kind; 2] = [Kind::Redirect, Kind::Tproxy];
@@ -50,7 +51,8 @@ pub(crate) fn captured_lab(kind: Kind) -> Lab {
 
 /// Applies the rules to host `adit`.
 pub(crate) fn capture(lab: &Lab, kind: Kind) {
-    let options = Options { kind, ..Options::default() };
+    let cgroup = own_cgroup().filter(|_| kind == Kind::Connect);
+    let options = Options { kind, cgroup, ..Options::default() };
     let unasked = Safeguards { host: false, readiness: None };
     lab.adit.run(|| redirect::apply(&options, &unasked)).expect("the rules are applied");
 }

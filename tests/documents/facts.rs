@@ -64,7 +64,8 @@ fn operations_has_every_exit_code() {
 /// Each word that looks like a metric of ours is one, written as it is scraped.
 #[test]
 fn every_metric_that_is_named_exists() {
-    let mut known = Vec::new();
+    // A map of the kernel's.
+    let mut known = vec!["adit_pending".to_owned()];
     for (_, text) in sources() {
         for kind in ["adit_", "istio_"] {
             known.extend(quoted(&text, &format!("\"{kind}")).map(|rest| format!("{kind}{rest}")));
@@ -91,7 +92,7 @@ fn security_counts_the_unsafe_blocks() {
     let blocks: usize = sources().iter().map(|(_, text)| text.matches("unsafe {").count()).sum();
     let security = page("docs/security.md");
     assert!(
-        blocks == 5 && security.contains("denied but for five lines"),
+        blocks == 7 && security.contains("denied but for seven lines"),
         "{blocks} in the code, and docs/security.md?"
     );
     for path in places {

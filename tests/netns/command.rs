@@ -14,7 +14,7 @@ fn adit(host: &Host, arguments: &str) -> Output {
 }
 
 /// What it printed; fails unless it succeeded without a message.
-fn succeeds(host: &Host, arguments: &str) -> String {
+pub(crate) fn succeeds(host: &Host, arguments: &str) -> String {
     let output = adit(host, arguments);
     let messages = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && messages.is_empty(), "adit {arguments}: {}\n{messages}", output.status);
@@ -22,7 +22,7 @@ fn succeeds(host: &Host, arguments: &str) -> String {
 }
 
 /// The message; fails unless it ended with `code` and printed nothing else.
-fn fails(host: &Host, arguments: &str, code: i32) -> String {
+pub(crate) fn fails(host: &Host, arguments: &str, code: i32) -> String {
     let output = adit(host, arguments);
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(code), &b""[..]), "adit {arguments}");
     String::from_utf8(output.stderr).expect("text")

@@ -6,22 +6,28 @@
 //! the group when the parent is gone (its standard input closes).
 
 use std::any::type_name;
-use std::env;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
+use std::{env, fs};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgrp, kill_process_group, pidfd_open, waitid,
 };
 
+use super::wait::{LIMIT, until};
+
 /// Set for the child.
 const INSIDE: &str = "ADIT_NETNS_INSIDE";
+/// Set besides, for those that have one.
+const CGROUP: &str = "ADIT_NETNS_CGROUP";
 /// `skip` turns the failure on machines without user namespaces into a loud skip.
 const TESTS: &str = "ADIT_NETNS_TESTS";
 /// Before what a test has measured, so that it comes out where the test passes, too.
@@ -64,6 +70,56 @@ pub fn isolated_as_root<F: FnOnce()>(body: F) {
     }
     assert!(rustix::process::geteuid().is_root(), "this test needs root");
     start_again(&test_name::<F>(), AS_ROOT, TIME_LIMIT);
+}
+
+/// [`isolated_as_root`] in a cgroup of its own, whose folder `body` is given; programs that are attached to it go with it.
+pub fn isolated_in_cgroup<F: FnOnce(&Path)>(body: F) {
+    if let Some(cgroup) = own_cgroup() {
+        thread::spawn(die_with_parent);
+        fs::write(cgroup.join("cgroup.procs"), "0").expect("our own cgroup");
+        body(&cgroup);
+        return;
+    }
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let name = test_name::<F>();
+    let cgroup = OwnCgroup::new(&name);
+    start_again_with(&name, AS_ROOT, TIME_LIMIT, &[(CGROUP, cgroup.0.as_os_str())]);
+}
+
+/// That of [`isolated_in_cgroup`].
+pub fn own_cgroup() -> Option<PathBuf> {
+    env::var_os(CGROUP).map(PathBuf::from)
+}
+
+/// Removed with whoever it was made for.
+struct OwnCgroup(PathBuf);
+
+impl OwnCgroup {
+    fn new(name: &str) -> Self {
+        let mount = adit::net::cgroup::mount().expect("this test needs the file system cgroup2, mounted somewhere");
+        let folder = mount.join(format!("adit-test-{}-{}", std::process::id(), name.replace("::", "-")));
+        fs::create_dir(&folder).expect("a cgroup of our own");
+        Self(folder)
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = remove_cgroup(&self.0);
+        } else {
+            // Those who were killed may take a moment to leave.
+            until(LIMIT, "the cgroup to be left", || remove_cgroup(&self.0).ok());
+        }
+    }
+}
+
+/// With what the test made in it.
+fn remove_cgroup(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)?.filter_map(Result::ok).filter(|entry| entry.path().is_dir()) {
+        remove_cgroup(&entry.path())?;
+    }
+    fs::remove_dir(folder)
 }
 
 /// Says what has been measured: seen with `--nocapture`, and where the test fails.
@@ -113,6 +169,10 @@ fn unshare_arguments() -> Result<&'static [&'static str], &'static str> {
 }
 
 fn start_again(name: &str, arguments: &[&str], limit: Duration) {
+    start_again_with(name, arguments, limit, &[]);
+}
+
+fn start_again_with(name: &str, arguments: &[&str], limit: Duration, environment: &[(&str, &OsStr)]) {
     let mut output = tempfile::tempfile().expect("a temporary file");
     let copy = || Stdio::from(output.try_clone().expect("a second descriptor"));
     let mut child = Command::new("unshare")
@@ -121,6 +181,7 @@ fn start_again(name: &str, arguments: &[&str], limit: Duration) {
         .arg(env::current_exe().expect("our own path"))
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
+        .envs(environment.iter().copied())
         .stdin(Stdio::piped())
         .stdout(copy())
         .stderr(copy())

@@ -27,6 +27,6 @@ pub mod wait;
 pub use daemon::Adit;
 pub use door::{Door, Family};
 pub use host::Host;
-pub use isolate::{isolated, isolated_as_root, isolated_within};
+pub use isolate::{isolated, isolated_as_root, isolated_in_cgroup, isolated_within};
 pub use lab::Lab;
 pub use wait::{LIMIT, until};

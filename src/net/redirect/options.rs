@@ -4,6 +4,7 @@
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ pub struct Options {
     pub preserve_source: bool,
     /// Capture nothing more after this time unless confirmed.
     pub rollback_after: Option<Duration>,
+    /// Whose sockets [`Kind::Connect`] captures at, a folder of a cgroup file system; `None`: all that can be seen. Of the
+    /// other kinds' nothing.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -54,6 +58,7 @@ impl Default for Options {
             inbound: Filter::default(),
             preserve_source: true,
             rollback_after: None,
+            cgroup: None,
         }
     }
 }
@@ -72,6 +77,9 @@ pub enum Kind {
     Redirect,
     /// The packet stays as it is; the original destination is the local address. Needs `IP_TRANSPARENT`.
     Tproxy,
+    /// Outbound at the socket, before there is a packet; the original destination comes from `SO_ORIGINAL_DST`. Inbound
+    /// like [`Kind::Tproxy`], and nothing needs to be tracked unless the client's address is kept.
+    Connect,
 }
 
 impl fmt::Display for Kind {
@@ -79,6 +87,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Redirect => "redirect",
             Self::Tproxy => "tproxy",
+            Self::Connect => "connect",
         })
     }
 }

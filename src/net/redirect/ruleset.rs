@@ -31,9 +31,16 @@ pub struct RuleSet {
     pub nft: String,
     /// Packet marks whose packets are routed to this namespace; each is one ip rule per family.
     pub local_marks: Vec<LocalMark>,
+    /// Whether programs capture outbound connections at the sockets, in place of rules.
+    pub at_sockets: bool,
 }
 
 impl RuleSet {
+    /// Whether it only takes away what there may have been.
+    pub(super) fn is_empty(&self) -> bool {
+        self.nft == removal()
+    }
+
     /// Whose ip rules go away, if an earlier `apply` left them.
     pub(super) fn unused_marks(&self) -> impl Iterator<Item = &'static LocalMark> {
         LocalMark::ALL.iter().filter(|mark| !self.local_marks.contains(mark))
@@ -64,13 +71,17 @@ impl fmt::Display for LocalMark {
 /// Renders the rules.
 #[must_use]
 pub fn rules(options: &Options) -> RuleSet {
+    let at_sockets = options.kind == Kind::Connect && options.outbound.captures();
+    if at_sockets && !options.inbound.captures() {
+        return RuleSet { nft: removal(), local_marks: Vec::new(), at_sockets };
+    }
     let mut nft = Text::default();
     // Declared first so that it exists, then deleted: replaces the table whether it was there or not, in one transaction.
     nft.line(0, &format!("table {TABLE}"));
     nft.line(0, &format!("delete table {TABLE}"));
     nft.line(0, &format!("table {TABLE} {{"));
     armed_set(&mut nft, options);
-    if options.outbound.captures() {
+    if options.outbound.captures() && !at_sockets {
         outbound(&mut nft, options);
     }
     if options.inbound.captures() {
@@ -85,7 +96,7 @@ pub fn rules(options: &Options) -> RuleSet {
         local_marks.push(LocalMark::TPROXY);
     }
     nft.line(0, "}");
-    RuleSet { nft: nft.0, local_marks }
+    RuleSet { nft: nft.0, local_marks, at_sockets }
 }
 
 /// Input of `nft -f -` that deletes the table whether it is there or not.
@@ -114,7 +125,7 @@ fn outbound(nft: &mut Text, options: &Options) {
     nft.line(1, "chain outbound {");
     match options.kind {
         // Before -100, where kube-proxy and container engines translate addresses: adit wants to see the original one.
-        Kind::Redirect => nft.line(2, "type nat hook output priority -110; policy accept;"),
+        Kind::Redirect | Kind::Connect => nft.line(2, "type nat hook output priority -110; policy accept;"),
         Kind::Tproxy => nft.line(2, "type route hook output priority mangle; policy accept;"),
     }
     nft.line(2, "meta l4proto != tcp return");
@@ -132,7 +143,9 @@ fn outbound(nft: &mut Text, options: &Options) {
     first_packets_only(nft, options);
     exemptions(nft, &options.outbound, "daddr");
     match options.kind {
-        Kind::Redirect => nft.rule(&format!("meta l4proto tcp counter redirect to :{port}"), "captured"),
+        Kind::Redirect | Kind::Connect => {
+            nft.rule(&format!("meta l4proto tcp counter redirect to :{port}"), "captured");
+        }
         Kind::Tproxy => {
             let (remember, route) = (set_mark("ct", TPROXY_MARK), set_mark("meta", TPROXY_MARK));
             nft.rule(&format!("counter {remember} {route}"), "captured: comes back on lo by its mark");
@@ -154,30 +167,42 @@ fn outbound(nft: &mut Text, options: &Options) {
 
 fn inbound(nft: &mut Text, options: &Options) {
     let port = options.inbound_port;
+    // Answers to a client's own address are told by their connection; without them the first packet alone decides, and the
+    // rest finds adit's socket by its address.
+    let tracked = options.kind == Kind::Tproxy || (options.kind == Kind::Connect && options.preserve_source);
     nft.line(1, "chain inbound {");
     match options.kind {
         Kind::Redirect => nft.line(2, "type nat hook prerouting priority -110; policy accept;"),
-        Kind::Tproxy => nft.line(2, "type filter hook prerouting priority mangle; policy accept;"),
+        Kind::Tproxy | Kind::Connect => nft.line(2, "type filter hook prerouting priority mangle; policy accept;"),
     }
     nft.line(2, "meta l4proto != tcp return");
     nft.rule("iif lo return", "from this namespace");
+    if options.kind == Kind::Connect && !tracked {
+        first_packets_only(nft, options);
+    }
     nft.rule("fib daddr type != local return", "forwarded: not to an address of this namespace");
     let captured = marked("ct", TPROXY_MARK);
-    if options.kind == Kind::Tproxy {
+    if tracked {
         nft.rule("ct direction reply return", "opened here");
         nft.rule(&format!("meta l4proto tcp {captured} tproxy to :{port} accept"), "captured at its first packet");
         nft.rule(&format!("meta l4proto tcp {captured} reject with tcp reset"), "adit does not listen");
     }
-    first_packets_only(nft, options);
+    if options.kind != Kind::Connect || tracked {
+        first_packets_only(nft, options);
+    }
     let own = options.own_ports.union(&Ports::of(&[options.hbone_port.get()]));
     nft.rule(&format!("tcp dport {{ {own} }} return"), "adit's own doors");
     exemptions(nft, &options.inbound, "saddr");
     match options.kind {
         Kind::Redirect => nft.rule(&format!("meta l4proto tcp counter redirect to :{port}"), "captured"),
-        Kind::Tproxy => {
+        Kind::Tproxy | Kind::Connect if tracked => {
             let remember = set_mark("ct", TPROXY_MARK);
             nft.rule(&format!("meta l4proto tcp counter {remember} tproxy to :{port} accept"), "captured");
             nft.rule(&format!("meta l4proto tcp {captured} reject with tcp reset"), "adit does not listen");
+        }
+        Kind::Tproxy | Kind::Connect => {
+            nft.rule(&format!("meta l4proto tcp counter tproxy to :{port} accept"), "captured");
+            nft.rule("meta l4proto tcp reject with tcp reset", "adit does not listen");
         }
     }
     nft.line(1, "}");
@@ -198,7 +223,7 @@ fn borrowed(nft: &mut Text, options: &Options) {
     nft.line(1, "}");
     nft.blank();
     // Captured by tproxy, the client's connection has its real ends in the socket tables as well, where no zone helps.
-    if options.kind == Kind::Tproxy {
+    if options.kind != Kind::Redirect {
         let (from, to) = (BORROWED_PORTS.start(), BORROWED_PORTS.end());
         nft.line(1, "# The application sees a port that no client chooses by itself, so that the ends never meet in a socket table.");
         nft.line(1, "chain borrowed_port {");
@@ -288,9 +313,15 @@ impl Text {
     }
 }
 
-/// A shell script that does what `apply` does, in the same order; `sh` can run it.
+/// A shell script that does what `apply` does, in the same order, but for programs at sockets; `sh` can run it.
 impl fmt::Display for RuleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.at_sockets {
+            writeln!(
+                f,
+                "# Outbound connections: BPF programs, which a shell cannot attach; `adit redirect apply` does."
+            )?;
+        }
         for family in ["-4", "-6"] {
             if !self.local_marks.is_empty() {
                 writeln!(f, "ip {family} route replace local default dev lo table {ROUTE_TABLE}")?;

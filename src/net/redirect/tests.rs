@@ -28,6 +28,10 @@ fn filtered(kind: Kind) -> Options {
     }
 }
 
+fn at_sockets(preserve_source: bool) -> Options {
+    Options { kind: Kind::Connect, preserve_source, ..Options::default() }
+}
+
 fn outbound_only() -> Options {
     let inbound = Filter { include_ports: Some(Ports::default()), ..Filter::default() };
     Options { inbound, ..Options::default() }
@@ -42,6 +46,8 @@ fn the_rules_are_these_to_the_letter() {
         ("tproxy", tproxy, include_str!("golden/tproxy.sh")),
         ("filtered_redirect", filtered(Kind::Redirect), include_str!("golden/filtered_redirect.sh")),
         ("filtered_tproxy", filtered(Kind::Tproxy), include_str!("golden/filtered_tproxy.sh")),
+        ("connect", at_sockets(true), include_str!("golden/connect.sh")),
+        ("connect_untracked", at_sockets(false), include_str!("golden/connect_untracked.sh")),
         ("by_uid", by_uid, include_str!("golden/by_uid.sh")),
         ("outbound_only", outbound_only(), include_str!("golden/outbound_only.sh")),
     ] {

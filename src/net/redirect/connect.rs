@@ -1,0 +1,313 @@
+//! Capture at the socket: BPF programs of a cgroup, which lead what the processes of this network namespace connect to adit's
+//! outbound door, before there is a packet. Nothing is translated, so nothing needs to be tracked.
+//!
+//! ```text
+//! Options, addresses, cgroup -> Tables (maps) -> programs -> attach -> the kernel
+//!                                                 undo, finish, confirm, remove
+//! ```
+//!
+//! Programs run for all processes of the cgroup and look at those of one network namespace only, so the cgroup may be that
+//! of the whole machine. They stay when the process that attached them ends, and are found again by walking the cgroups:
+//! a program is adit's by its name, and this namespace's by what its map `adit_state` says. An `apply` takes the place of an
+//! earlier one hook by hook and goes on with its maps, so that connections under way find their destination.
+//! Needs CAP_SYS_ADMIN in the first user namespace.
+
+mod programs;
+mod tables;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Rollback;
+use super::options::Options;
+use crate::net::bpf::asm::AsmError;
+use crate::net::bpf::{self, Hook, Map, Program, Refused};
+use crate::net::cgroup::{self, Cgroup, CgroupError};
+use crate::net::{local, namespace};
+use programs::Plan;
+use tables::{DESTINATIONS, PENDING, ROW, STATE, State, Tables, UnderWay};
+
+/// In the order in which they are attached: nothing is led to adit before adit can ask where it was going.
+const HOOKS: [(Hook, &str); 6] = [
+    (Hook::GetSockOpt, "adit_getsockopt"),
+    (Hook::PeerName4, "adit_peername4"),
+    (Hook::PeerName6, "adit_peername6"),
+    (Hook::SockOps, "adit_sockops"),
+    (Hook::Connect4, "adit_connect4"),
+    (Hook::Connect6, "adit_connect6"),
+];
+
+/// How long a removal waits for adit to ask about the connections that are under way.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+/// How long a process may be kept between the two halves of one `connect`.
+const BETWEEN: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Cgroup(CgroupError),
+    #[error("cannot write the program {name}")]
+    Assemble { name: &'static str, source: AsmError },
+    #[error("the kernel refused the program {name}")]
+    Program { name: &'static str, source: Refused },
+    #[error("cannot attach the program {name}")]
+    Attach { name: &'static str, source: io::Error },
+    #[error("cannot {doing}")]
+    Kernel { doing: &'static str, source: io::Error },
+}
+
+impl ConnectError {
+    /// Whether it was asked by somebody who may not even look.
+    pub(super) fn is_denied(&self) -> bool {
+        let error = match self {
+            Self::Cgroup(CgroupError::Mounts(error) | CgroupError::Open { source: error, .. }) => error,
+            Self::Attach { source, .. } | Self::Kernel { source, .. } => source,
+            Self::Program { source, .. } => &source.source,
+            Self::Cgroup(CgroupError::NotMounted | CgroupError::NotACgroup(_)) | Self::Assemble { .. } => return false,
+        };
+        [Errno::PERM, Errno::ACCESS].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    }
+}
+
+fn kernel(doing: &'static str) -> impl Fn(io::Error) -> ConnectError {
+    move |source| ConnectError::Kernel { doing, source }
+}
+
+/// A program of ours that is attached.
+struct Found {
+    cgroup: Cgroup,
+    hook: Hook,
+    program: Program,
+    maps: Vec<Map>,
+}
+
+impl Found {
+    fn map(&self, spec: &bpf::MapSpec) -> Option<&Map> {
+        self.maps.iter().find(|map| map.is(spec))
+    }
+
+    fn state(&self) -> Option<(&Map, State)> {
+        let map = self.map(&STATE)?;
+        Some((map, State::read(&map.lookup(&ROW).ok()?)?))
+    }
+}
+
+/// What an [`attach`] has changed.
+pub(super) struct Attached {
+    cgroup: Cgroup,
+    new: Vec<(Hook, Program)>,
+    /// Whose place they have taken.
+    replaced: Vec<Found>,
+    /// At other cgroups.
+    others: Vec<Found>,
+}
+
+/// Loads and attaches everything, in place of what there was at this cgroup; all of it or nothing.
+pub(super) fn attach(options: &Options) -> Result<Attached, ConnectError> {
+    let cgroup = match &options.cgroup {
+        Some(path) => Cgroup::open(path),
+        None => cgroup::mount().and_then(|root| Cgroup::open(&root)),
+    }
+    .map_err(ConnectError::Cgroup)?;
+    let namespace = namespace()?;
+    let (here, others) = find(namespace)?.into_iter().partition(|found| found.cgroup.is(&cgroup));
+    let mut attached = Attached { cgroup, new: Vec::new(), replaced: Vec::new(), others };
+    let code = load(options, namespace, under_way(&here, &attached.others)?)?;
+    match attached.exchange(code, here) {
+        Ok(()) => Ok(attached),
+        Err(error) => {
+            attached.undo();
+            Err(error)
+        }
+    }
+}
+
+fn load(
+    options: &Options,
+    namespace: u64,
+    under_way: Option<UnderWay>,
+) -> Result<Vec<(Hook, &'static str, Program)>, ConnectError> {
+    let own = local::addresses().map_err(kernel("read the addresses of this namespace"))?;
+    let plan = Plan {
+        door: options.outbound_port.get(),
+        mark: options.mark,
+        uids: options.uids.clone(),
+        namespace,
+        source_v4: source_v4(&own),
+        source_v6: source_v6(&own),
+    };
+    let deadline = options.rollback_after.map(|after| nanoseconds(since_boot().saturating_add(after)));
+    let exempt = tables::exempt(&own, &options.outbound);
+    let tables = Tables::create(under_way, State { namespace, deadline }, &exempt, &options.outbound)
+        .map_err(kernel("make the maps of the programs"))?;
+    HOOKS
+        .into_iter()
+        .map(|(hook, name)| {
+            let code =
+                programs::program(hook, &plan, &tables).map_err(|source| ConnectError::Assemble { name, source })?;
+            let program = Program::load(name, hook, &code).map_err(|source| ConnectError::Program { name, source })?;
+            Ok((hook, name, program))
+        })
+        .collect()
+}
+
+impl Attached {
+    fn exchange(&mut self, code: Vec<(Hook, &'static str, Program)>, mut here: Vec<Found>) -> Result<(), ConnectError> {
+        for (hook, name, program) in code {
+            let old = here.iter().position(|found| found.hook == hook).map(|index| here.swap_remove(index));
+            program
+                .attach(self.cgroup.fd(), hook, old.as_ref().map(|found| &found.program))
+                .map_err(|source| ConnectError::Attach { name, source })?;
+            self.new.push((hook, program));
+            self.replaced.extend(old);
+        }
+        // Twice the same, as no `apply` leaves it.
+        self.others.append(&mut here);
+        Ok(())
+    }
+
+    /// Back to what there was.
+    pub(super) fn undo(self) {
+        for (hook, program) in self.new.iter().rev() {
+            let old = self.replaced.iter().find(|found| found.hook == *hook);
+            // As far as it goes: the reason for it all is reported.
+            let _ = match old {
+                Some(old) => old.program.attach(self.cgroup.fd(), *hook, Some(program)),
+                None => program.detach(self.cgroup.fd(), *hook),
+            };
+        }
+    }
+
+    /// Takes away what earlier calls left elsewhere.
+    pub(super) fn finish(self) -> Result<(), ConnectError> {
+        retire(self.others)
+    }
+}
+
+/// How it stands with the rollback of the programs here; `None` when there are none.
+pub(super) fn rollback() -> Result<Option<Rollback>, ConnectError> {
+    let now = nanoseconds(since_boot());
+    let found = find(namespace()?)?;
+    // All programs of an `apply` share one map.
+    Ok(found.iter().find_map(Found::state).map(|(_, state)| match state.deadline {
+        None => Rollback::NotPending,
+        Some(deadline) if now <= deadline => Rollback::Pending,
+        Some(_) => Rollback::Over,
+    }))
+}
+
+/// The programs here capture for good.
+pub(super) fn confirm() -> Result<(), ConnectError> {
+    for (map, state) in find(namespace()?)?.iter().filter_map(Found::state) {
+        map.update(&ROW, &State { deadline: None, ..state }.row()).map_err(kernel("confirm the programs"))?;
+    }
+    Ok(())
+}
+
+/// Takes away every program of this namespace, from all cgroups that are visible here. Whether there were any.
+pub(super) fn remove() -> Result<bool, ConnectError> {
+    let found = find(namespace()?)?;
+    let any = !found.is_empty();
+    retire(found).map(|()| any)
+}
+
+/// Nothing new is captured from here on, and what is under way still finds its destination.
+fn retire(found: Vec<Found>) -> Result<(), ConnectError> {
+    let (leading, answering): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|found| matches!(found.hook, Hook::Connect4 | Hook::Connect6));
+    let first = detach(&leading);
+    if !leading.is_empty() {
+        let start = Instant::now();
+        let waiting = |found: &Found| found.map(&PENDING).is_some_and(|map| matches!(map.is_empty(), Ok(false)));
+        // At first, a connect may be between two of the programs.
+        while start.elapsed() < BETWEEN || (start.elapsed() < UNDER_WAY && answering.iter().any(waiting)) {
+            thread::park_timeout(PAUSE);
+        }
+    }
+    first.and(detach(&answering))
+}
+
+/// Goes on after a failure and returns the first.
+fn detach(found: &[Found]) -> Result<(), ConnectError> {
+    let mut first = Ok(());
+    for found in found {
+        let detached = found.program.detach(found.cgroup.fd(), found.hook);
+        first = first.and(detached.map_err(kernel("detach a program")));
+    }
+    first
+}
+
+fn namespace() -> Result<u64, ConnectError> {
+    namespace::cookie().map_err(kernel("ask for the number of this network namespace"))
+}
+
+/// Ours of this namespace, at all cgroups.
+fn find(namespace: u64) -> Result<Vec<Found>, ConnectError> {
+    let mut all = Vec::new();
+    for path in cgroup::all().map_err(ConnectError::Cgroup)? {
+        // It may have gone since it was listed.
+        let Ok(cgroup) = Cgroup::open(&path) else { continue };
+        for (hook, name) in HOOKS {
+            for id in bpf::attached(cgroup.fd(), hook).map_err(kernel("ask which programs are attached"))? {
+                let Some(program) = Program::by_id(id).map_err(kernel("look at a program"))? else { continue };
+                let info = program.info().map_err(kernel("look at a program"))?;
+                if info.name != name {
+                    continue;
+                }
+                let maps = maps(&info.maps).map_err(kernel("look at a map"))?;
+                let found = Found { cgroup: cgroup.clone(), hook, program, maps };
+                if found.state().is_some_and(|(_, state)| state.namespace == namespace) {
+                    all.push(found);
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn maps(ids: &[u32]) -> io::Result<Vec<Map>> {
+    ids.iter().filter_map(|id| Map::by_id(*id).transpose()).collect()
+}
+
+/// The maps of whatever captures now.
+fn under_way(here: &[Found], others: &[Found]) -> Result<Option<UnderWay>, ConnectError> {
+    let find = |spec: &bpf::MapSpec| here.iter().chain(others).find_map(|found| found.map(spec));
+    let (Some(destinations), Some(pending)) = (find(&DESTINATIONS), find(&PENDING)) else { return Ok(None) };
+    let copy = |map: &Map| map.try_clone().map_err(kernel("go on with the maps that are there"));
+    Ok(Some(UnderWay { destinations: copy(destinations)?, pending: copy(pending)? }))
+}
+
+/// The address from which this namespace dials others, or any that it has.
+fn source_v4(own: &[IpAddr]) -> Option<Ipv4Addr> {
+    let towards = source_towards(SocketAddr::from(([192, 0, 2, 1], 9)));
+    towards.into_iter().chain(own.iter().copied()).find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None })
+}
+
+fn source_v6(own: &[IpAddr]) -> Option<Ipv6Addr> {
+    let towards = source_towards(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)));
+    towards.into_iter().chain(own.iter().copied()).find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
+}
+
+/// Nothing is sent by connecting a datagram socket.
+fn source_towards(somewhere: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if somewhere.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(somewhere).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !local::is_loopback_or_link_local(*ip))
+}
+
+/// The clock of the programs: it goes on while the machine sleeps.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,515 @@
+//! The programs at the sockets, instruction by instruction. A [`Plan`] and the maps come in, code for
+//! each [`Hook`] goes out; the same for the same plan. What each does:
+//!
+//! ```text
+//! connect      of this namespace, TCP, not adit's, to capture?  -> remember the destination with the socket, dial adit's door
+//! sock_ops     the SYN to the door is about to leave            -> {source address, port} -> destination into `pending`
+//! getsockopt   adit asks an accepted socket, SO_ORIGINAL_DST     -> answer from `pending`, and forget it there
+//! getpeername  the application asks its socket                  -> the destination it remembers
+//! ```
+//!
+//! Fails closed: where the destination cannot be remembered, `connect` is refused; where it cannot be noted, adit finds none
+//! and resets the connection. Addresses are 16 bytes everywhere, IPv4 ones mapped, in the order of the network.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::tables::{DEADLINE_AT, Tables};
+use crate::net::bpf::Hook;
+use crate::net::bpf::asm::{Asm, AsmError, Condition, Helper, Label, Reg, Width};
+use crate::net::redirect::options::Mark;
+
+use Condition::{Equal, Greater, NotEqual};
+use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
+use Width::{Double, Half, Word};
+
+/// What the programs are made from, beside what is in the maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// adit's outbound door, on loopback.
+    pub(super) door: u16,
+    /// Sockets that are adit's.
+    pub(super) mark: Option<Mark>,
+    /// Users who are adit.
+    pub(super) uids: Vec<u32>,
+    /// Whose connections: the kernel's number for the network namespace, which it never gives twice.
+    pub(super) namespace: u64,
+    /// What the client's end of a captured connection is, where it has not chosen one. `None`: loopback.
+    pub(super) source_v4: Option<Ipv4Addr>,
+    pub(super) source_v6: Option<Ipv6Addr>,
+}
+
+/// A destination as it is remembered: address, port in the order of the network, zeros.
+pub(super) const DESTINATION_BYTES: u32 = 24;
+/// A client's end: address, port in this machine's order.
+pub(super) const CLIENT_BYTES: u32 = 20;
+const PORT_AT: i16 = 16;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const SOL_IP: u32 = 0;
+const SOL_IPV6: u32 = 41;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` alike.
+const SO_ORIGINAL_DST: u32 = 80;
+const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
+const BPF_SK_STORAGE_GET_F_CREATE: i32 = 1;
+/// `lo`.
+const LOOPBACK_DEVICE: u32 = 1;
+
+/// Fields of `struct bpf_sock_addr`.
+const ADDR_IP4: i16 = 4;
+const ADDR_IP6: i16 = 8;
+const ADDR_PORT: i16 = 24;
+const ADDR_TYPE: i16 = 32;
+const ADDR_PROTOCOL: i16 = 36;
+const ADDR_SK: i16 = 64;
+/// Of `struct bpf_sock_ops`.
+const OPS_OP: i16 = 0;
+const OPS_FAMILY: i16 = 20;
+const OPS_LOCAL_IP4: i16 = 28;
+const OPS_LOCAL_IP6: i16 = 48;
+const OPS_REMOTE_PORT: i16 = 64;
+const OPS_LOCAL_PORT: i16 = 68;
+const OPS_SK: i16 = 184;
+/// Of `struct bpf_sockopt`.
+const OPT_SK: i16 = 0;
+const OPT_VALUE: i16 = 8;
+const OPT_END: i16 = 16;
+const OPT_LEVEL: i16 = 24;
+const OPT_NAME: i16 = 28;
+const OPT_LENGTH: i16 = 32;
+const OPT_RESULT: i16 = 36;
+/// Of `struct bpf_sock`.
+const SOCK_DEVICE: i16 = 0;
+const SOCK_FAMILY: i16 = 4;
+const SOCK_MARK: i16 = 16;
+const SOCK_LOCAL_PORT: i16 = 44;
+const SOCK_REMOTE_PORT: i16 = 48;
+const SOCK_REMOTE_IP4: i16 = 52;
+const SOCK_REMOTE_IP6: i16 = 56;
+
+/// On the stack, below `R10`: an address with its port, the key of `exempt`, a number, an address for the kernel.
+const ENDS: i16 = -24;
+const PREFIX: i16 = -48;
+const NUMBER: i16 = -56;
+const SOCKADDR: i16 = -88;
+
+/// The third word of a mapped address.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V4,
+    V6,
+}
+
+/// What runs at `hook`. `R6` is the context throughout.
+///
+/// # Errors
+/// More users than the jumps of a program reach over.
+pub(super) fn program(hook: Hook, plan: &Plan, tables: &Tables) -> Result<Vec<u8>, AsmError> {
+    let mut asm = Asm::default();
+    // Every program has the map that tells whose it is, also where it does not look into it.
+    asm.mov(R6, R1);
+    asm.map(R1, &tables.state);
+    match hook {
+        Hook::Connect4 => connect(&mut asm, Version::V4, plan, tables),
+        Hook::Connect6 => connect(&mut asm, Version::V6, plan, tables),
+        Hook::PeerName4 => peer_name(&mut asm, Version::V4, plan, tables),
+        Hook::PeerName6 => peer_name(&mut asm, Version::V6, plan, tables),
+        Hook::SockOps => note(&mut asm, plan, tables),
+        Hook::GetSockOpt => answer(&mut asm, plan, tables),
+    }
+    asm.finish()
+}
+
+/// Whether to capture what is dialled, and if so, where to.
+fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
+    let (leave, forget, refuse) = (asm.label(), asm.label(), asm.label());
+    unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
+    unless(asm, R6, ADDR_PROTOCOL, IPPROTO_TCP, leave);
+    unless_namespace(asm, plan, leave);
+    asm.load(Double, R7, R6, ADDR_SK);
+    unless_adit(asm, plan, leave);
+    destination_to_stack(asm, version);
+    unless_chosen(asm, plan.door, tables, leave, forget);
+    remember(asm, tables, refuse);
+    unbind_device(asm);
+    match version {
+        Version::V4 => dial_door(
+            asm,
+            version,
+            plan,
+            Ipv4Addr::LOCALHOST.to_ipv6_mapped(),
+            plan.source_v4.map(|v4| v4.to_ipv6_mapped()),
+        ),
+        Version::V6 => {
+            let (native, dialled) = (asm.label(), asm.label());
+            unless_mapped(asm, R10, ENDS, native);
+            let mapped = plan.source_v4.map(|v4| v4.to_ipv6_mapped());
+            dial_door(asm, version, plan, Ipv4Addr::LOCALHOST.to_ipv6_mapped(), mapped);
+            asm.jump(dialled);
+            asm.bind(native);
+            dial_door(asm, version, plan, Ipv6Addr::LOCALHOST, plan.source_v6);
+            asm.bind(dialled);
+        }
+    }
+    asm.jump(leave);
+    // It may have been captured before: a socket whose connect has failed may dial again.
+    asm.bind(forget);
+    asm.map(R1, &tables.destinations);
+    asm.mov(R2, R7);
+    asm.call(Helper::SkStorageDelete);
+    asm.bind(leave);
+    asm.set(R0, 1);
+    asm.exit();
+    asm.bind(refuse);
+    asm.set(R0, 0);
+    asm.exit();
+}
+
+/// `R7` is the socket.
+fn unless_adit(asm: &mut Asm, plan: &Plan, leave: Label) {
+    if let Some(mark) = plan.mark {
+        asm.load(Word, R1, R7, SOCK_MARK);
+        asm.and32(R1, mark.mask());
+        asm.jump_if32(R1, Equal, mark.value(), leave);
+    }
+    if !plan.uids.is_empty() {
+        // Group above, user below.
+        asm.call(Helper::CurrentUidGid);
+        for uid in &plan.uids {
+            asm.jump_if32(R0, Equal, *uid, leave);
+        }
+    }
+}
+
+/// `ENDS`: where it is dialled to; `R8`: the port, in this machine's order.
+fn destination_to_stack(asm: &mut Asm, version: Version) {
+    match version {
+        Version::V4 => mapped_to_stack(asm, R6, ADDR_IP4),
+        Version::V6 => native_to_stack(asm, R6, ADDR_IP6),
+    }
+    asm.load(Word, R8, R6, ADDR_PORT);
+    asm.store_value(Double, R10, ENDS + PORT_AT, 0);
+    asm.store(Half, R10, ENDS + PORT_AT, R8);
+    asm.swap16(R8);
+}
+
+/// By address, port and time.
+fn unless_chosen(asm: &mut Asm, door: u16, tables: &Tables, leave: Label, forget: Label) {
+    asm.store_value(Word, R10, PREFIX, 128);
+    for word in [0, 4, 8, 12] {
+        asm.load(Word, R1, R10, ENDS + word);
+        asm.store(Word, R10, PREFIX + 4 + word, R1);
+    }
+    look_up(asm, &tables.exempt, PREFIX);
+    let others = asm.label();
+    asm.jump_if(R0, Equal, 0, others);
+    // Another program of ours, at a cgroup above or below, may have been here before.
+    asm.jump_if32(R8, Equal, door.into(), leave);
+    asm.jump(forget);
+    asm.bind(others);
+    // A bit for each port, 64 to an entry.
+    asm.mov(R1, R8);
+    asm.shift_right32(R1, 6);
+    asm.store(Word, R10, NUMBER, R1);
+    look_up(asm, &tables.ports, NUMBER);
+    asm.jump_if(R0, Equal, 0, forget);
+    asm.load(Double, R1, R0, 0);
+    asm.and32(R8, 63);
+    asm.shift_right(R1, R8);
+    asm.and32(R1, 1);
+    asm.jump_if(R1, Equal, 0, forget);
+    let lasting = asm.label();
+    asm.store_value(Word, R10, NUMBER, 0);
+    look_up(asm, &tables.state, NUMBER);
+    asm.jump_if(R0, Equal, 0, forget);
+    asm.load(Double, R8, R0, DEADLINE_AT);
+    asm.jump_if(R8, Equal, 0, lasting);
+    asm.call(Helper::BootNanoseconds);
+    asm.jump_if_reg(R0, Greater, R8, forget);
+    asm.bind(lasting);
+}
+
+fn remember(asm: &mut Asm, tables: &Tables, refuse: Label) {
+    asm.map(R1, &tables.destinations);
+    asm.mov(R2, R7);
+    asm.mov(R3, R10);
+    asm.add(R3, ENDS.into());
+    asm.set(R4, BPF_SK_STORAGE_GET_F_CREATE);
+    asm.call(Helper::SkStorageGet);
+    asm.jump_if(R0, Equal, 0, refuse);
+    // What it remembered before stays otherwise.
+    for double in [0, 8, 16] {
+        asm.load(Double, R1, R10, ENDS + double);
+        asm.store(Double, R0, double, R1);
+    }
+}
+
+/// A socket that is bound to a device would look for the door behind it.
+fn unbind_device(asm: &mut Asm) {
+    let (unbound, bound) = (asm.label(), asm.label());
+    asm.load(Word, R1, R7, SOCK_DEVICE);
+    asm.jump_if32(R1, Greater, LOOPBACK_DEVICE, bound);
+    asm.jump(unbound);
+    asm.bind(bound);
+    asm.store_value(Double, R10, SOCKADDR, 0);
+    asm.store_value(Double, R10, SOCKADDR + 8, 0);
+    asm.mov(R1, R6);
+    asm.set(R2, SOL_SOCKET);
+    asm.set(R3, SO_BINDTODEVICE);
+    asm.mov(R4, R10);
+    asm.add(R4, SOCKADDR.into());
+    asm.set(R5, 16);
+    asm.call(Helper::SetSockOpt);
+    asm.bind(unbound);
+}
+
+/// From `source`, where the socket has no address and this is still one of ours; else from what the kernel chooses.
+fn dial_door(asm: &mut Asm, version: Version, plan: &Plan, door: Ipv6Addr, source: Option<Ipv6Addr>) {
+    if let Some(source) = source {
+        let length = sockaddr_to_stack(asm, version, source);
+        asm.mov(R1, R6);
+        asm.mov(R2, R10);
+        asm.add(R2, SOCKADDR.into());
+        asm.set(R3, length);
+        asm.call(Helper::Bind);
+    }
+    let words = words(door);
+    match version {
+        Version::V4 => set_context(asm, ADDR_IP4, words[3]),
+        Version::V6 => {
+            for (word, at) in words.into_iter().zip([0, 4, 8, 12]) {
+                set_context(asm, ADDR_IP6 + at, word);
+            }
+        }
+    }
+    set_context(asm, ADDR_PORT, network_port(plan.door));
+}
+
+/// `struct sockaddr_in` or `sockaddr_in6` at `SOCKADDR`, with port 0; its length.
+fn sockaddr_to_stack(asm: &mut Asm, version: Version, ip: Ipv6Addr) -> i32 {
+    for double in [0, 8, 16, 24] {
+        asm.store_value(Double, R10, SOCKADDR + double, 0);
+    }
+    let words = words(ip).map(u32::cast_signed);
+    match version {
+        Version::V4 => {
+            asm.store_value(Half, R10, SOCKADDR, AF_INET.cast_signed());
+            asm.store_value(Word, R10, SOCKADDR + 4, words[3]);
+            16
+        }
+        Version::V6 => {
+            asm.store_value(Half, R10, SOCKADDR, AF_INET6.cast_signed());
+            for (word, at) in words.into_iter().zip([8, 12, 16, 20]) {
+                asm.store_value(Word, R10, SOCKADDR + at, word);
+            }
+            28
+        }
+    }
+}
+
+/// The application sees whom it has dialled.
+fn peer_name(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
+    let leave = asm.label();
+    unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
+    unless(asm, R6, ADDR_PORT, network_port(plan.door), leave);
+    asm.load(Double, R7, R6, ADDR_SK);
+    remembered(asm, tables);
+    asm.jump_if(R0, Equal, 0, leave);
+    match version {
+        Version::V4 => {
+            asm.load(Word, R1, R0, 12);
+            asm.store(Word, R6, ADDR_IP4, R1);
+        }
+        Version::V6 => {
+            for word in [0, 4, 8, 12] {
+                asm.load(Word, R1, R0, word);
+                asm.store(Word, R6, ADDR_IP6 + word, R1);
+            }
+        }
+    }
+    asm.load(Half, R1, R0, PORT_AT);
+    asm.store(Word, R6, ADDR_PORT, R1);
+    asm.bind(leave);
+    asm.set(R0, 1);
+    asm.exit();
+}
+
+/// Only now is the client's port known.
+fn note(asm: &mut Asm, plan: &Plan, tables: &Tables) {
+    let (leave, native, known, noted) = (asm.label(), asm.label(), asm.label(), asm.label());
+    unless(asm, R6, OPS_OP, BPF_SOCK_OPS_TCP_CONNECT_CB, leave);
+    unless(asm, R6, OPS_REMOTE_PORT, u32::from(plan.door).to_be(), leave);
+    unless_namespace(asm, plan, leave);
+    asm.load(Double, R7, R6, OPS_SK);
+    asm.jump_if(R7, Equal, 0, leave);
+    asm.load(Word, R1, R6, OPS_FAMILY);
+    asm.jump_if32(R1, Equal, AF_INET6, native);
+    mapped_to_stack(asm, R6, OPS_LOCAL_IP4);
+    asm.jump(noted);
+    asm.bind(native);
+    native_to_stack(asm, R6, OPS_LOCAL_IP6);
+    asm.bind(noted);
+    asm.load(Word, R1, R6, OPS_LOCAL_PORT);
+    asm.store(Word, R10, ENDS + PORT_AT, R1);
+    remembered(asm, tables);
+    asm.jump_if(R0, NotEqual, 0, known);
+    // Somebody dials the door itself, from where a captured client may have been that adit never asked about.
+    forget_pending(asm, tables);
+    asm.jump(leave);
+    asm.bind(known);
+    asm.mov(R3, R0);
+    asm.map(R1, &tables.pending);
+    asm.mov(R2, R10);
+    asm.add(R2, ENDS.into());
+    asm.set(R4, 0);
+    asm.call(Helper::MapUpdate);
+    asm.bind(leave);
+    asm.set(R0, 1);
+    asm.exit();
+}
+
+fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
+    let (leave, asked, native, keyed, six, written) =
+        (asm.label(), asm.label(), asm.label(), asm.label(), asm.label(), asm.label());
+    unless(asm, R6, OPT_NAME, SO_ORIGINAL_DST, leave);
+    asm.load(Word, R8, R6, OPT_LEVEL);
+    asm.jump_if32(R8, Equal, SOL_IP, asked);
+    asm.jump_if32(R8, NotEqual, SOL_IPV6, leave);
+    asm.bind(asked);
+    unless_namespace(asm, plan, leave);
+    asm.load(Double, R7, R6, OPT_SK);
+    unless(asm, R7, SOCK_LOCAL_PORT, plan.door.into(), leave);
+    asm.load(Word, R1, R7, SOCK_FAMILY);
+    asm.jump_if32(R1, Equal, AF_INET6, native);
+    mapped_to_stack(asm, R7, SOCK_REMOTE_IP4);
+    asm.jump(keyed);
+    asm.bind(native);
+    native_to_stack(asm, R7, SOCK_REMOTE_IP6);
+    asm.bind(keyed);
+    asm.load(Half, R1, R7, SOCK_REMOTE_PORT);
+    asm.swap16(R1);
+    asm.store(Word, R10, ENDS + PORT_AT, R1);
+    look_up(asm, &tables.pending, ENDS);
+    asm.jump_if(R0, Equal, 0, leave);
+    asm.mov(R9, R0);
+    asm.load(Double, R2, R6, OPT_VALUE);
+    asm.load(Double, R3, R6, OPT_END);
+    asm.jump_if32(R8, Equal, SOL_IPV6, six);
+    unless_mapped(asm, R9, 0, leave);
+    room_for(asm, 16, leave);
+    asm.store_value(Half, R2, 0, AF_INET.cast_signed());
+    copy(asm, Half, (R9, PORT_AT), (R2, 2));
+    copy(asm, Word, (R9, 12), (R2, 4));
+    asm.store_value(Double, R2, 8, 0);
+    set_context(asm, OPT_LENGTH, 16);
+    asm.jump(written);
+    asm.bind(six);
+    room_for(asm, 28, leave);
+    asm.store_value(Half, R2, 0, AF_INET6.cast_signed());
+    copy(asm, Half, (R9, PORT_AT), (R2, 2));
+    asm.store_value(Word, R2, 4, 0);
+    for word in [0, 4, 8, 12] {
+        copy(asm, Word, (R9, word), (R2, 8 + word));
+    }
+    asm.store_value(Word, R2, 24, 0);
+    set_context(asm, OPT_LENGTH, 28);
+    asm.bind(written);
+    set_context(asm, OPT_RESULT, 0);
+    forget_pending(asm, tables);
+    asm.bind(leave);
+    asm.set(R0, 1);
+    asm.exit();
+}
+
+/// Leaves if `bytes` from `R2` on reach beyond `R3`.
+fn room_for(asm: &mut Asm, bytes: i32, leave: Label) {
+    asm.mov(R4, R2);
+    asm.add(R4, bytes);
+    asm.jump_if_reg(R4, Greater, R3, leave);
+}
+
+/// `R0`: what the socket in `R7` remembers, or 0.
+fn remembered(asm: &mut Asm, tables: &Tables) {
+    asm.map(R1, &tables.destinations);
+    asm.mov(R2, R7);
+    asm.set(R3, 0);
+    asm.set(R4, 0);
+    asm.call(Helper::SkStorageGet);
+}
+
+fn forget_pending(asm: &mut Asm, tables: &Tables) {
+    asm.map(R1, &tables.pending);
+    asm.mov(R2, R10);
+    asm.add(R2, ENDS.into());
+    asm.call(Helper::MapDelete);
+}
+
+/// `R0`: what `map` has for the key at `at` of the stack, or 0.
+fn look_up(asm: &mut Asm, map: &crate::net::bpf::Map, at: i16) {
+    asm.map(R1, map);
+    asm.mov(R2, R10);
+    asm.add(R2, at.into());
+    asm.call(Helper::MapLookup);
+}
+
+fn unless_namespace(asm: &mut Asm, plan: &Plan, leave: Label) {
+    asm.mov(R1, R6);
+    asm.call(Helper::NetnsCookie);
+    asm.set64(R1, plan.namespace);
+    asm.jump_if_reg(R0, NotEqual, R1, leave);
+}
+
+fn unless(asm: &mut Asm, base: Reg, at: i16, value: u32, leave: Label) {
+    asm.load(Word, R1, base, at);
+    asm.jump_if32(R1, NotEqual, value, leave);
+}
+
+fn unless_mapped(asm: &mut Asm, base: Reg, at: i16, leave: Label) {
+    for (word, value) in [(0, 0), (4, 0), (8, MAPPED)] {
+        unless(asm, base, at + word, value, leave);
+    }
+}
+
+/// An IPv4 address as 16 bytes at `ENDS`.
+fn mapped_to_stack(asm: &mut Asm, base: Reg, at: i16) {
+    asm.store_value(Double, R10, ENDS, 0);
+    asm.store_value(Word, R10, ENDS + 8, MAPPED.cast_signed());
+    copy(asm, Word, (base, at), (R10, ENDS + 12));
+}
+
+/// An IPv6 address at `ENDS`.
+fn native_to_stack(asm: &mut Asm, base: Reg, at: i16) {
+    for word in [0, 4, 8, 12] {
+        copy(asm, Word, (base, at + word), (R10, ENDS + word));
+    }
+}
+
+/// By way of `R1`.
+fn copy(asm: &mut Asm, width: Width, (from, from_at): (Reg, i16), (to, to_at): (Reg, i16)) {
+    asm.load(width, R1, from, from_at);
+    asm.store(width, to, to_at, R1);
+}
+
+/// Of a context only words can be set, and only from a register.
+fn set_context(asm: &mut Asm, at: i16, value: u32) {
+    asm.set(R1, value.cast_signed());
+    asm.store(Word, R6, at, R1);
+}
+
+/// As `user_port` has it.
+fn network_port(port: u16) -> u32 {
+    port.to_be().into()
+}
+
+/// As they are in memory.
+fn words(ip: Ipv6Addr) -> [u32; 4] {
+    let octets = ip.octets();
+    let (words, _) = octets.as_chunks::<4>();
+    [0, 1, 2, 3].map(|index: usize| u32::from_ne_bytes(words[index]))
+}
