@@ -394,8 +394,10 @@ fn adit_takes_the_configs_that_the_bench_gives_it() {
         ("adit", 1),
         ("adit-2", 1),
         ("adit-tproxy", 1),
+        ("adit-connect", 1),
         ("adit-tunnel", 2),
         ("adit-self-tunnel", 1),
+        ("adit-connect-tunnel", 1),
         ("adit-2-tunnel", 2),
     ] {
         let found = recipe::find(peer, &programs).unwrap();

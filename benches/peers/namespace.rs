@@ -4,6 +4,7 @@
 //!
 //! Invariant: nothing outside the namespaces is touched; the kernel removes all of it with the last process of the cell.
 
+use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -32,6 +33,17 @@ pub(crate) enum Kind {
     Connect,
     /// Marked in the output hook, routed back in over loopback, and given to the proxy's socket there.
     Tproxy,
+}
+
+/// As adit's settings and commands have it.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Redirect => "redirect",
+            Self::Connect => "connect",
+            Self::Tproxy => "tproxy",
+        })
+    }
 }
 
 /// Connections to `from` reach `to`, unless they bear adit's mark.

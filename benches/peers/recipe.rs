@@ -25,8 +25,15 @@ const DEFAULT: [&str; 8] = ["direct", "haproxy", "nginx", "envoy", "adit", "adit
 /// The peers that a run without `--peers` has besides, once it is told where the program is: ztunnel's pair is one process, so adit's is that too.
 const ZTUNNELS: [&str; 3] = ["ztunnel", "ztunnel-tunnel", "adit-self-tunnel"];
 /// Those that must be asked for. The captured twins stand behind the same redirect rule as adit does, and so show what the kernel's share of capture is.
-const ON_DEMAND: [&str; 6] =
-    ["haproxy-captured", "nginx-captured", "envoy-captured", "adit-tproxy", "adit-connect", "adit-2-tunnel"];
+const ON_DEMAND: [&str; 7] = [
+    "haproxy-captured",
+    "nginx-captured",
+    "envoy-captured",
+    "adit-tproxy",
+    "adit-connect",
+    "adit-connect-tunnel",
+    "adit-2-tunnel",
+];
 
 /// Where captured clients of the twins connect to; the twins themselves go on to `SERVER`.
 const CAPTURED: SocketAddrV4 = SocketAddrV4::new(HOST, 9001);
@@ -125,7 +132,7 @@ pub(crate) fn workers(peer: &str) -> u32 {
 
 /// Whether a peer is captured at the sockets of a cgroup.
 pub(crate) fn wants_cgroup(peer: &str) -> bool {
-    peer == "adit-connect"
+    peer.starts_with("adit-connect")
 }
 
 /// Whose program a peer is. Peers of one program are not rivals.
@@ -142,7 +149,8 @@ pub(crate) fn find(name: &str, programs: &Programs) -> Result<Found> {
         "adit-connect" => return adit(&programs.adit, 1, Kind::Connect),
         "adit-tproxy" => return adit(&programs.adit, 1, Kind::Tproxy),
         "adit-tunnel" | "adit-2-tunnel" => return Ok(tunnel::adits(&programs.adit, workers(base))),
-        "adit-self-tunnel" => return Ok(tunnel::adit_itself(&programs.adit)),
+        "adit-self-tunnel" => return Ok(tunnel::adit_itself(&programs.adit, Kind::Redirect)),
+        "adit-connect-tunnel" => return Ok(tunnel::adit_itself(&programs.adit, Kind::Connect)),
         "envoy-tunnel" => return tunnel::envoys(&programs.adit),
         "ztunnel" | "ztunnel-tunnel" => return ztunnel::find(programs.ztunnel.as_deref(), tunnel::is_one(base)),
         "haproxy" => (haproxy()?, HAPROXY),
@@ -164,15 +172,10 @@ fn adit(program: &Path, workers: u32, kind: Kind) -> Result<Found> {
     if !program.exists() {
         return Ok(Found::Missing(format!("{} does not exist", program.display())));
     }
-    let name = match kind {
-        Kind::Redirect => "redirect",
-        Kind::Connect => "connect",
-        Kind::Tproxy => "tproxy",
-    };
     let config = format!(
         "workers: {workers}\n\
          egress: allowAny\n\
-         capture: {name}\n\
+         capture: {kind}\n\
          listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: off\n  hbone: off\n  socks5: off\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n\
          log: {{ filter: warn, access: false }}\n"

@@ -58,7 +58,7 @@ struct RuleArgs {
     /// Whose connections: `sidecar` is all of this network namespace
     #[arg(long, value_enum, default_value_t = Mode::Sidecar)]
     mode: Mode,
-    /// How: the same as `capture` in adit's settings, which is `redirect` for `connect`, too
+    /// How: the same as `capture` in adit's settings
     #[arg(long, value_enum, default_value_t = KindArg::Redirect)]
     kind: KindArg,
     /// Of `--kind connect`: capture what the processes of this cgroup open [default: of all that are visible]
@@ -79,7 +79,7 @@ struct RuleArgs {
     /// Do not capture what this user opens: adit's own, where it may not mark its sockets. Repeatable
     #[arg(long, value_name = "UID")]
     exclude_uid: Vec<u32>,
-    /// Let adit connect to the application from the client's address (`preserveSource`)
+    /// Let adit connect to the application from the client's address (`preserveSource`); `--kind connect` is the faster without
     #[arg(long, value_enum, default_value_t = Switch::On)]
     preserve_source: Switch,
     #[command(flatten)]

@@ -112,6 +112,9 @@ impl RedirectError {
             Self::Connect(ConnectError::Cgroup(CgroupError::NotACgroup(_))) => {
                 "give --cgroup a folder below the mount of cgroup2"
             }
+            Self::Connect(ConnectError::Hidden) => {
+                "run it where that cgroup is visible: on the host, by `nsenter --net=...` (`ip netns exec` hides all cgroups)"
+            }
             Self::Connect(ConnectError::Program { .. }) => {
                 "the kernel needs BPF programs at cgroups (see docs/capture.md); --kind redirect does without"
             }
@@ -241,6 +244,8 @@ fn rules_rollback() -> Result<Option<Rollback>, NftError> {
 fn allowed<T>(asked: Result<T, ConnectError>) -> Result<Option<T>, ConnectError> {
     match asked {
         Err(error) if error.is_denied() => Ok(None),
+        // Where nothing tells what is mounted, nothing can be looked at either.
+        Err(ConnectError::Cgroup(CgroupError::Mounts(_))) => Ok(None),
         asked => asked.map(Some),
     }
 }

@@ -66,7 +66,6 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("mesh/load/parse.rs", &["FILES_PER_THREAD"]),
     ("mesh/plan.rs", &["MOST_TIERS"]),
     ("mesh/policy/index.rs", &["BROAD", "FEW"]),
-    ("net/bpf.rs", &["LOG_BYTES", "MAX_MAPS", "KEY_TYPE", "VALUE_TYPE"]),
     (
         "net/bpf/asm.rs",
         &[
@@ -90,6 +89,8 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
             "PSEUDO_MAP_FD",
         ],
     ),
+    ("net/bpf/map.rs", &["KEY_TYPE", "VALUE_TYPE"]),
+    ("net/bpf/program.rs", &["LOG_BYTES", "MAX_MAPS"]),
     ("net/cgroup.rs", &["CGROUP2_MAGIC", "MAX_FOLDERS"]),
     ("net/own_sockets.rs", &["SHARDS"]),
     ("net/redirect/connect.rs", &["BETWEEN", "PAUSE"]),

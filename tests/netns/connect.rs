@@ -449,6 +449,32 @@ fn a_rollback_is_kept_by_the_kernel_and_confirmed() {
     });
 }
 
+/// `ip netns exec` hides all cgroups.
+#[test]
+fn programs_that_cannot_be_reached_are_not_forgotten() {
+    isolated_in_cgroup(|cgroup| {
+        let lab = Lab::new();
+        apply(&lab.adit, &Options { rollback_after: Some(Duration::from_secs(600)), ..options(cgroup) });
+        let mount = adit::net::cgroup::mount().expect("its mount");
+        let blindly = |arguments: &str| {
+            let script =
+                format!("umount -l {} && {} redirect {arguments}", mount.display(), env!("CARGO_BIN_EXE_adit"));
+            let output = lab.adit.command("unshare").args(["--mount", "--", "sh", "-c", &script]).output();
+            let output = output.expect("unshare");
+            (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        for arguments in ["remove", "apply --force", "apply --force --kind connect"] {
+            let (done, told) = blindly(arguments);
+            assert!(!done && (told.contains("cannot be seen here") || told.contains("is mounted here")), "{told}");
+        }
+        // That takes no cgroup.
+        assert_eq!(blindly("confirm"), (true, String::new()));
+        assert_eq!(programs(cgroup), [1; 6]);
+        lab.adit.run(redirect::remove).expect("removed");
+        assert_eq!(blindly("remove"), (true, String::new()));
+    });
+}
+
 #[test]
 fn what_stands_in_the_way_is_told() {
     isolated_in_cgroup(|cgroup| {

@@ -54,30 +54,30 @@ pub(super) fn adits(program: &Path, workers: u32) -> Found {
     let near = format!(
         "{}listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: off\n  hbone: off\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n",
-        settings(NEAR, workers)
+        settings(NEAR, workers, Kind::Redirect)
     );
     let far = format!(
         "{}preserveSource: off\n\
          listen:\n  outbound: off\n  inbound: '127.0.0.1:15006'\n  hbone: '{HBONE}'\n  admin: '127.0.0.1:15100'\n  \
          metrics: '127.0.0.1:15120'\n  readiness: '{FAR_READY}'\n",
-        settings(FAR, workers)
+        settings(FAR, workers, Kind::Redirect)
     );
-    captured(program, [(far, FAR_READY), (near, ADIT_READY)])
+    captured(program, [(far, FAR_READY), (near, ADIT_READY)], Kind::Redirect)
 }
 
 /// One adit that is both ends, as ztunnel's pair is: what it captures it brings through a tunnel to its own door.
-pub(super) fn adit_itself(program: &Path) -> Found {
+pub(super) fn adit_itself(program: &Path, kind: Kind) -> Found {
     let config = format!(
         "{}preserveSource: off\n\
          listen:\n  outbound: '127.0.0.1:{ADIT}'\n  inbound: '127.0.0.1:15006'\n  hbone: '{HBONE}'\n  admin: '127.0.0.1:15000'\n  \
          metrics: '127.0.0.1:15020'\n  readiness: '{ADIT_READY}'\n",
-        settings(FAR, 1)
+        settings(FAR, 1, kind)
     );
-    captured(program, [(config, ADIT_READY)])
+    captured(program, [(config, ADIT_READY)], kind)
 }
 
 /// adits with these configs, which are ready there; one of them is captured, and one is where the server's workload takes tunnels.
-fn captured<const N: usize>(program: &Path, configs: [(String, SocketAddrV4); N]) -> Found {
+fn captured<const N: usize>(program: &Path, configs: [(String, SocketAddrV4); N], kind: Kind) -> Found {
     if !program.exists() {
         return Found::Missing(format!("{} does not exist", program.display()));
     }
@@ -88,7 +88,7 @@ fn captured<const N: usize>(program: &Path, configs: [(String, SocketAddrV4); N]
     let recipe = Recipe {
         parts: configs.map(part).into(),
         version: version(program, "--version").unwrap_or_else(|error| format!("{error:#}")),
-        capture: Some(Capture { from: SERVER, to: ADIT, kind: Kind::Redirect }),
+        capture: Some(Capture { from: SERVER, to: ADIT, kind }),
         files: vec![("mesh.yaml", mesh)],
         issuer: Some(program.to_owned()),
         half_close: HalfClose::Both,
@@ -96,9 +96,9 @@ fn captured<const N: usize>(program: &Path, configs: [(String, SocketAddrV4); N]
     Found::Proxy { recipe, target: SERVER }
 }
 
-fn settings(end: &str, workers: u32) -> String {
+fn settings(end: &str, workers: u32, kind: Kind) -> String {
     format!(
-        "workers: {workers}\ncapture: redirect\n\
+        "workers: {workers}\ncapture: {kind}\n\
          workload: {{ name: {end}, namespace: bench, serviceAccount: {end} }}\n\
          identity: {{ source: files, files: {{ cert: {end}.crt, key: {end}.key, roots: [root.crt] }} }}\n\
          mesh: {{ files: [mesh.yaml] }}\n\

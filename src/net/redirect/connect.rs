@@ -52,6 +52,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub enum ConnectError {
     #[error(transparent)]
     Cgroup(CgroupError),
+    #[error("programs of this namespace are attached to a cgroup that cannot be seen here")]
+    Hidden,
     #[error("cannot write the program {name}")]
     Assemble { name: &'static str, source: AsmError },
     #[error("the kernel refused the program {name}")]
@@ -63,13 +65,17 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether it was asked by somebody who may not even look.
+    /// Whether it was asked by somebody who may not do that, or not even look.
     pub(super) fn is_denied(&self) -> bool {
         let error = match self {
             Self::Cgroup(CgroupError::Mounts(error) | CgroupError::Open { source: error, .. }) => error,
             Self::Attach { source, .. } | Self::Kernel { source, .. } => source,
             Self::Program { source, .. } => &source.source,
-            Self::Cgroup(CgroupError::NotMounted | CgroupError::NotACgroup(_)) | Self::Assemble { .. } => return false,
+            Self::Cgroup(CgroupError::NotMounted | CgroupError::NotACgroup(_))
+            | Self::Hidden
+            | Self::Assemble { .. } => {
+                return false;
+            }
         };
         [Errno::PERM, Errno::ACCESS].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
     }
@@ -79,23 +85,10 @@ fn kernel(doing: &'static str) -> impl Fn(io::Error) -> ConnectError {
     move |source| ConnectError::Kernel { doing, source }
 }
 
-/// A program of ours that is attached.
+/// A program of ours, and where it is attached.
 struct Found {
     cgroup: Cgroup,
-    hook: Hook,
-    program: Program,
-    maps: Vec<Map>,
-}
-
-impl Found {
-    fn map(&self, spec: &bpf::MapSpec) -> Option<&Map> {
-        self.maps.iter().find(|map| map.is(spec))
-    }
-
-    fn state(&self) -> Option<(&Map, State)> {
-        let map = self.map(&STATE)?;
-        Some((map, State::read(&map.lookup(&ROW).ok()?)?))
-    }
+    known: Known,
 }
 
 /// What an [`attach`] has changed.
@@ -160,9 +153,9 @@ fn load(
 impl Attached {
     fn exchange(&mut self, code: Vec<(Hook, &'static str, Program)>, mut here: Vec<Found>) -> Result<(), ConnectError> {
         for (hook, name, program) in code {
-            let old = here.iter().position(|found| found.hook == hook).map(|index| here.swap_remove(index));
+            let old = here.iter().position(|found| found.known.hook == hook).map(|index| here.swap_remove(index));
             program
-                .attach(self.cgroup.fd(), hook, old.as_ref().map(|found| &found.program))
+                .attach(self.cgroup.fd(), hook, old.as_ref().map(|found| &found.known.program))
                 .map_err(|source| ConnectError::Attach { name, source })?;
             self.new.push((hook, program));
             self.replaced.extend(old);
@@ -175,10 +168,10 @@ impl Attached {
     /// Back to what there was.
     pub(super) fn undo(self) {
         for (hook, program) in self.new.iter().rev() {
-            let old = self.replaced.iter().find(|found| found.hook == *hook);
+            let old = self.replaced.iter().find(|found| found.known.hook == *hook);
             // As far as it goes: the reason for it all is reported.
             let _ = match old {
-                Some(old) => old.program.attach(self.cgroup.fd(), *hook, Some(program)),
+                Some(old) => old.known.program.attach(self.cgroup.fd(), *hook, Some(program)),
                 None => program.detach(self.cgroup.fd(), *hook),
             };
         }
@@ -193,9 +186,9 @@ impl Attached {
 /// How it stands with the rollback of the programs here; `None` when there are none.
 pub(super) fn rollback() -> Result<Option<Rollback>, ConnectError> {
     let now = nanoseconds(since_boot());
-    let found = find(namespace()?)?;
+    let known = known(namespace()?)?;
     // All programs of an `apply` share one map.
-    Ok(found.iter().find_map(Found::state).map(|(_, state)| match state.deadline {
+    Ok(known.iter().find_map(Known::state).map(|(_, state)| match state.deadline {
         None => Rollback::NotPending,
         Some(deadline) if now <= deadline => Rollback::Pending,
         Some(_) => Rollback::Over,
@@ -204,7 +197,7 @@ pub(super) fn rollback() -> Result<Option<Rollback>, ConnectError> {
 
 /// The programs here capture for good.
 pub(super) fn confirm() -> Result<(), ConnectError> {
-    for (map, state) in find(namespace()?)?.iter().filter_map(Found::state) {
+    for (map, state) in known(namespace()?)?.iter().filter_map(Known::state) {
         map.update(&ROW, &State { deadline: None, ..state }.row()).map_err(kernel("confirm the programs"))?;
     }
     Ok(())
@@ -220,11 +213,11 @@ pub(super) fn remove() -> Result<bool, ConnectError> {
 /// Nothing new is captured from here on, and what is under way still finds its destination.
 fn retire(found: Vec<Found>) -> Result<(), ConnectError> {
     let (leading, answering): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|found| matches!(found.hook, Hook::Connect4 | Hook::Connect6));
+        found.into_iter().partition(|found| matches!(found.known.hook, Hook::Connect4 | Hook::Connect6));
     let first = detach(&leading);
     if !leading.is_empty() {
         let start = Instant::now();
-        let waiting = |found: &Found| found.map(&PENDING).is_some_and(|map| matches!(map.is_empty(), Ok(false)));
+        let waiting = |found: &Found| found.known.map(&PENDING).is_some_and(|map| matches!(map.is_empty(), Ok(false)));
         // At first, a connect may be between two of the programs.
         while start.elapsed() < BETWEEN || (start.elapsed() < UNDER_WAY && answering.iter().any(waiting)) {
             thread::park_timeout(PAUSE);
@@ -237,7 +230,7 @@ fn retire(found: Vec<Found>) -> Result<(), ConnectError> {
 fn detach(found: &[Found]) -> Result<(), ConnectError> {
     let mut first = Ok(());
     for found in found {
-        let detached = found.program.detach(found.cgroup.fd(), found.hook);
+        let detached = found.known.program.detach(found.cgroup.fd(), found.known.hook);
         first = first.and(detached.map_err(kernel("detach a program")));
     }
     first
@@ -247,26 +240,63 @@ fn namespace() -> Result<u64, ConnectError> {
     namespace::cookie().map_err(kernel("ask for the number of this network namespace"))
 }
 
-/// Ours of this namespace, at all cgroups.
-fn find(namespace: u64) -> Result<Vec<Found>, ConnectError> {
+/// A program of ours, of this namespace, wherever it is attached.
+struct Known {
+    id: u32,
+    hook: Hook,
+    program: Program,
+    maps: Vec<Map>,
+}
+
+/// Ours of this namespace.
+fn known(namespace: u64) -> Result<Vec<Known>, ConnectError> {
     let mut all = Vec::new();
+    for id in bpf::programs().map_err(kernel("ask which programs there are"))? {
+        let Some(program) = Program::by_id(id).map_err(kernel("look at a program"))? else { continue };
+        let info = program.info().map_err(kernel("look at a program"))?;
+        let Some((hook, _)) = HOOKS.into_iter().find(|(_, name)| *name == info.name) else { continue };
+        let maps = maps(&info.maps).map_err(kernel("look at a map"))?;
+        let known = Known { id, hook, program, maps };
+        if known.state().is_some_and(|(_, state)| state.namespace == namespace) {
+            all.push(known);
+        }
+    }
+    Ok(all)
+}
+
+impl Known {
+    fn map(&self, spec: &bpf::MapSpec) -> Option<&Map> {
+        self.maps.iter().find(|map| map.is(spec))
+    }
+
+    fn state(&self) -> Option<(&Map, State)> {
+        let map = self.map(&STATE)?;
+        Some((map, State::read(&map.lookup(&ROW).ok()?)?))
+    }
+}
+
+/// Ours of this namespace, with their cgroups.
+fn find(namespace: u64) -> Result<Vec<Found>, ConnectError> {
+    let mut known = known(namespace)?;
+    let mut all = Vec::new();
+    if known.is_empty() {
+        return Ok(all);
+    }
     for path in cgroup::all().map_err(ConnectError::Cgroup)? {
         // It may have gone since it was listed.
         let Ok(cgroup) = Cgroup::open(&path) else { continue };
-        for (hook, name) in HOOKS {
+        for (hook, _) in HOOKS {
             for id in bpf::attached(cgroup.fd(), hook).map_err(kernel("ask which programs are attached"))? {
-                let Some(program) = Program::by_id(id).map_err(kernel("look at a program"))? else { continue };
-                let info = program.info().map_err(kernel("look at a program"))?;
-                if info.name != name {
-                    continue;
-                }
-                let maps = maps(&info.maps).map_err(kernel("look at a map"))?;
-                let found = Found { cgroup: cgroup.clone(), hook, program, maps };
-                if found.state().is_some_and(|(_, state)| state.namespace == namespace) {
-                    all.push(found);
+                if let Some(index) = known.iter().position(|known| known.id == id) {
+                    all.push(Found { cgroup: cgroup.clone(), known: known.swap_remove(index) });
                 }
             }
         }
+    }
+    // Let go first: what somebody else has just detached lives only as long as it is held here.
+    let left: Vec<u32> = known.into_iter().map(|known| known.id).collect();
+    if left.into_iter().any(|id| matches!(Program::by_id(id), Ok(Some(_)))) {
+        return Err(ConnectError::Hidden);
     }
     Ok(all)
 }
@@ -277,7 +307,7 @@ fn maps(ids: &[u32]) -> io::Result<Vec<Map>> {
 
 /// The maps of whatever captures now.
 fn under_way(here: &[Found], others: &[Found]) -> Result<Option<UnderWay>, ConnectError> {
-    let find = |spec: &bpf::MapSpec| here.iter().chain(others).find_map(|found| found.map(spec));
+    let find = |spec: &bpf::MapSpec| here.iter().chain(others).find_map(|found| found.known.map(spec));
     let (Some(destinations), Some(pending)) = (find(&DESTINATIONS), find(&PENDING)) else { return Ok(None) };
     let copy = |map: &Map| map.try_clone().map_err(kernel("go on with the maps that are there"));
     Ok(Some(UnderWay { destinations: copy(destinations)?, pending: copy(pending)? }))

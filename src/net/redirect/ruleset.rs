@@ -175,8 +175,9 @@ fn inbound(nft: &mut Text, options: &Options) {
         Kind::Redirect => nft.line(2, "type nat hook prerouting priority -110; policy accept;"),
         Kind::Tproxy | Kind::Connect => nft.line(2, "type filter hook prerouting priority mangle; policy accept;"),
     }
-    nft.line(2, "meta l4proto != tcp return");
+    // First: most packets of captured outbound connections come this way.
     nft.rule("iif lo return", "from this namespace");
+    nft.line(2, "meta l4proto != tcp return");
     if options.kind == Kind::Connect && !tracked {
         first_packets_only(nft, options);
     }

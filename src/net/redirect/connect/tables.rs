@@ -18,8 +18,8 @@ pub(super) const DESTINATIONS: MapSpec = MapSpec {
     value_bytes: DESTINATION_BYTES,
     entries: 0,
 };
-/// More than can wait at one door, whose queue is shorter.
-const MOST_PENDING: u32 = 65_536;
+/// Several times what the queue of a door holds by default (`somaxconn`, 4,096); the kernel takes the memory for all at once.
+const MOST_PENDING: u32 = 16_384;
 
 /// From a captured connection's SYN until adit asks. Where adit never does (it is stopped, the client has left), an entry stays
 /// until others need the room.

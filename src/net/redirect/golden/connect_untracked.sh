@@ -5,8 +5,8 @@ delete table inet adit
 table inet adit {
 	chain inbound {
 		type filter hook prerouting priority mangle; policy accept;
-		meta l4proto != tcp return
 		iif lo return comment "from this namespace"
+		meta l4proto != tcp return
 		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
 		fib daddr type != local return comment "forwarded: not to an address of this namespace"
 		tcp dport { 15000, 15008, 15020-15021, 15053, 15080 } return comment "adit's own doors"

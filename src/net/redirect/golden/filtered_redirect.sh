@@ -30,8 +30,8 @@ table inet adit {
 
 	chain inbound {
 		type nat hook prerouting priority -110; policy accept;
-		meta l4proto != tcp return
 		iif lo return comment "from this namespace"
+		meta l4proto != tcp return
 		fib daddr type != local return comment "forwarded: not to an address of this namespace"
 		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
 		meta l4proto != @armed return comment "rolled back: not confirmed in time"

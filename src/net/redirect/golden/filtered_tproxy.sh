@@ -41,8 +41,8 @@ table inet adit {
 
 	chain inbound {
 		type filter hook prerouting priority mangle; policy accept;
-		meta l4proto != tcp return
 		iif lo return comment "from this namespace"
+		meta l4proto != tcp return
 		fib daddr type != local return comment "forwarded: not to an address of this namespace"
 		ct direction reply return comment "opened here"
 		meta l4proto tcp ct mark & 0xfff == 0x112 tproxy to :15006 accept comment "captured at its first packet"

@@ -18,8 +18,8 @@ table inet adit {
 
 	chain inbound {
 		type nat hook prerouting priority -110; policy accept;
-		meta l4proto != tcp return
 		iif lo return comment "from this namespace"
+		meta l4proto != tcp return
 		fib daddr type != local return comment "forwarded: not to an address of this namespace"
 		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
 		tcp dport { 15000, 15008, 15020-15021, 15053, 15080 } return comment "adit's own doors"
