@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Everything is one nftables table, `inet adit`, replaced in one transaction, plus the ip rules and the routing table behind
-//! the marks 0x111 and 0x112; with [`Kind::Connect`] programs of a cgroup take the place of the outbound rules. Applying twice is applying once; [`remove`] takes away everything, also after an `apply` that
-//! failed halfway, and nothing that is not adit's. Fails closed: in doubt about the namespace or about adit's
-//! readiness, [`apply`] refuses. `docs/capture.md` tells the operator's side.
+//! the marks 0x111 and 0x112; with [`Kind::Connect`] programs of a cgroup take the place of the outbound rules. Applying twice
+//! is applying once; [`remove`] takes away everything, also after an `apply` that failed halfway, and nothing that is not adit's.
+//! Fails closed: in doubt about the namespace or about adit's readiness, [`apply`] refuses. `docs/capture.md` tells the
+//! operator's side.
 
 mod connect;
 mod nft;

@@ -23,7 +23,7 @@ fn wrong_words() {
         ("workload.namespace", "\"\"", "found \"\", expected a name, not empty"),
         ("workload.trustDomain", "a/b", "found \"a/b\", expected a name without spaces and slashes"),
         ("workload.name", "7", "found 7, expected text\n  hint: put it in quotes: \"7\""),
-        ("capture", "tprox", "found \"tprox\", expected redirect or tproxy\n  hint: did you mean \"tproxy\"?"),
+        ("capture", "tprox", "found \"tprox\", expected redirect, tproxy or connect\n  hint: did you mean \"tproxy\"?"),
         ("egress", "[]", "found a list, expected allowAny or registryOnly"),
         ("relay.zeroCopy", "on", "found \"on\", expected auto or off"),
         (

@@ -14,8 +14,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::tables::{DEADLINE_AT, Tables};
-use crate::net::bpf::Hook;
 use crate::net::bpf::asm::{Asm, AsmError, Condition, Helper, Label, Reg, Width};
+use crate::net::bpf::{Hook, Map};
 use crate::net::redirect::options::Mark;
 
 use Condition::{Equal, Greater, NotEqual};
@@ -342,19 +342,13 @@ fn peer_name(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
 
 /// Only now is the client's port known.
 fn note(asm: &mut Asm, plan: &Plan, tables: &Tables) {
-    let (leave, native, known, noted) = (asm.label(), asm.label(), asm.label(), asm.label());
+    let (leave, known) = (asm.label(), asm.label());
     unless(asm, R6, OPS_OP, BPF_SOCK_OPS_TCP_CONNECT_CB, leave);
     unless(asm, R6, OPS_REMOTE_PORT, u32::from(plan.door).to_be(), leave);
     unless_namespace(asm, plan, leave);
     asm.load(Double, R7, R6, OPS_SK);
     asm.jump_if(R7, Equal, 0, leave);
-    asm.load(Word, R1, R6, OPS_FAMILY);
-    asm.jump_if32(R1, Equal, AF_INET6, native);
-    mapped_to_stack(asm, R6, OPS_LOCAL_IP4);
-    asm.jump(noted);
-    asm.bind(native);
-    native_to_stack(asm, R6, OPS_LOCAL_IP6);
-    asm.bind(noted);
+    end_to_stack(asm, R6, OPS_FAMILY, OPS_LOCAL_IP4, OPS_LOCAL_IP6);
     asm.load(Word, R1, R6, OPS_LOCAL_PORT);
     asm.store(Word, R10, ENDS + PORT_AT, R1);
     remembered(asm, tables);
@@ -375,8 +369,7 @@ fn note(asm: &mut Asm, plan: &Plan, tables: &Tables) {
 }
 
 fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
-    let (leave, asked, native, keyed, six, written) =
-        (asm.label(), asm.label(), asm.label(), asm.label(), asm.label(), asm.label());
+    let (leave, asked, six, written) = (asm.label(), asm.label(), asm.label(), asm.label());
     unless(asm, R6, OPT_NAME, SO_ORIGINAL_DST, leave);
     asm.load(Word, R8, R6, OPT_LEVEL);
     asm.jump_if32(R8, Equal, SOL_IP, asked);
@@ -385,13 +378,7 @@ fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
     unless_namespace(asm, plan, leave);
     asm.load(Double, R7, R6, OPT_SK);
     unless(asm, R7, SOCK_LOCAL_PORT, plan.door.into(), leave);
-    asm.load(Word, R1, R7, SOCK_FAMILY);
-    asm.jump_if32(R1, Equal, AF_INET6, native);
-    mapped_to_stack(asm, R7, SOCK_REMOTE_IP4);
-    asm.jump(keyed);
-    asm.bind(native);
-    native_to_stack(asm, R7, SOCK_REMOTE_IP6);
-    asm.bind(keyed);
+    end_to_stack(asm, R7, SOCK_FAMILY, SOCK_REMOTE_IP4, SOCK_REMOTE_IP6);
     asm.load(Half, R1, R7, SOCK_REMOTE_PORT);
     asm.swap16(R1);
     asm.store(Word, R10, ENDS + PORT_AT, R1);
@@ -451,7 +438,7 @@ fn forget_pending(asm: &mut Asm, tables: &Tables) {
 }
 
 /// `R0`: what `map` has for the key at `at` of the stack, or 0.
-fn look_up(asm: &mut Asm, map: &crate::net::bpf::Map, at: i16) {
+fn look_up(asm: &mut Asm, map: &Map, at: i16) {
     asm.map(R1, map);
     asm.mov(R2, R10);
     asm.add(R2, at.into());
@@ -474,6 +461,18 @@ fn unless_mapped(asm: &mut Asm, base: Reg, at: i16, leave: Label) {
     for (word, value) in [(0, 0), (4, 0), (8, MAPPED)] {
         unless(asm, base, at + word, value, leave);
     }
+}
+
+/// One end of a socket of either family, at `ENDS`.
+fn end_to_stack(asm: &mut Asm, base: Reg, family: i16, ip4: i16, ip6: i16) {
+    let (native, written) = (asm.label(), asm.label());
+    asm.load(Word, R1, base, family);
+    asm.jump_if32(R1, Equal, AF_INET6, native);
+    mapped_to_stack(asm, base, ip4);
+    asm.jump(written);
+    asm.bind(native);
+    native_to_stack(asm, base, ip6);
+    asm.bind(written);
 }
 
 /// An IPv4 address as 16 bytes at `ENDS`.
