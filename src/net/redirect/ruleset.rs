@@ -24,6 +24,9 @@ const BORROWED_ZONE: u16 = 273;
 /// Below the ports that Linux gives to connections by itself (32768 to 60999), and more of them.
 const BORROWED_PORTS: RangeInclusive<u16> = 1024..=32767;
 
+/// Is `syn` for a connection's first packet.
+const FIRST_PACKET: &str = "tcp flags & (fin|syn|rst|ack)";
+
 /// What `apply` installs. `Display` writes it as a shell script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSet {
@@ -167,8 +170,7 @@ fn outbound(nft: &mut Text, options: &Options) {
 
 fn inbound(nft: &mut Text, options: &Options) {
     let port = options.inbound_port;
-    // Answers to a client's own address are told by their connection; without them the first packet alone decides, and the
-    // rest finds adit's socket by its address.
+    // Answers to a client's own address are told by their connection. Without them nothing has to be remembered.
     let tracked = options.kind == Kind::Tproxy || (options.kind == Kind::Connect && options.preserve_source);
     nft.line(1, "chain inbound {");
     match options.kind {
@@ -178,9 +180,6 @@ fn inbound(nft: &mut Text, options: &Options) {
     // First: most packets of captured outbound connections come this way.
     nft.rule("iif lo return", "from this namespace");
     nft.line(2, "meta l4proto != tcp return");
-    if options.kind == Kind::Connect && !tracked {
-        first_packets_only(nft, options);
-    }
     nft.rule("fib daddr type != local return", "forwarded: not to an address of this namespace");
     let captured = marked("ct", TPROXY_MARK);
     if tracked {
@@ -188,8 +187,10 @@ fn inbound(nft: &mut Text, options: &Options) {
         nft.rule(&format!("meta l4proto tcp {captured} tproxy to :{port} accept"), "captured at its first packet");
         nft.rule(&format!("meta l4proto tcp {captured} reject with tcp reset"), "adit does not listen");
     }
-    if options.kind != Kind::Connect || tracked {
+    if options.kind == Kind::Redirect || tracked {
         first_packets_only(nft, options);
+    } else {
+        until_rolled_back(nft, options);
     }
     let own = options.own_ports.union(&Ports::of(&[options.hbone_port.get()]));
     nft.rule(&format!("tcp dport {{ {own} }} return"), "adit's own doors");
@@ -202,6 +203,9 @@ fn inbound(nft: &mut Text, options: &Options) {
             nft.rule(&format!("meta l4proto tcp {captured} reject with tcp reset"), "adit does not listen");
         }
         Kind::Tproxy | Kind::Connect => {
+            // To the connection that it belongs to, if that is adit's; if it belongs to none, to adit, which alone knows its SYN cookies.
+            nft.rule(&format!("{FIRST_PACKET} != syn tproxy to :{port} accept"), "captured at its first packet");
+            nft.rule(&format!("{FIRST_PACKET} != syn return"), "not captured");
             nft.rule(&format!("meta l4proto tcp counter tproxy to :{port} accept"), "captured");
             nft.rule("meta l4proto tcp reject with tcp reset", "adit does not listen");
         }
@@ -230,7 +234,7 @@ fn borrowed(nft: &mut Text, options: &Options) {
         nft.line(1, "chain borrowed_port {");
         nft.line(2, "type nat hook postrouting priority srcnat; policy accept;");
         let borrowed = marked("ct", REPLY_MARK);
-        nft.line(2, &format!("oif lo tcp flags & (fin|syn|rst|ack) == syn {borrowed} snat to :{from}-{to}"));
+        nft.line(2, &format!("oif lo {FIRST_PACKET} == syn {borrowed} snat to :{from}-{to}"));
         nft.line(1, "}");
         nft.blank();
     }
@@ -250,7 +254,11 @@ fn borrowed(nft: &mut Text, options: &Options) {
 }
 
 fn first_packets_only(nft: &mut Text, options: &Options) {
-    nft.rule("tcp flags & (fin|syn|rst|ack) != syn return", "only first packets decide");
+    nft.rule(&format!("{FIRST_PACKET} != syn return"), "only first packets decide");
+    until_rolled_back(nft, options);
+}
+
+fn until_rolled_back(nft: &mut Text, options: &Options) {
     if options.rollback_after.is_some() {
         nft.rule(&format!("meta l4proto != @{ARMED} return"), "rolled back: not confirmed in time");
     }

@@ -7,10 +7,11 @@ table inet adit {
 		type filter hook prerouting priority mangle; policy accept;
 		iif lo return comment "from this namespace"
 		meta l4proto != tcp return
-		tcp flags & (fin|syn|rst|ack) != syn return comment "only first packets decide"
 		fib daddr type != local return comment "forwarded: not to an address of this namespace"
 		tcp dport { 15000, 15008, 15020-15021, 15053, 15080 } return comment "adit's own doors"
 		ip6 saddr fe80::/10 return comment "link-local"
+		tcp flags & (fin|syn|rst|ack) != syn tproxy to :15006 accept comment "captured at its first packet"
+		tcp flags & (fin|syn|rst|ack) != syn return comment "not captured"
 		meta l4proto tcp counter tproxy to :15006 accept comment "captured"
 		meta l4proto tcp reject with tcp reset comment "adit does not listen"
 	}
