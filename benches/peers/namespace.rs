@@ -54,7 +54,7 @@ pub(crate) struct Capture {
     pub(crate) kind: Kind,
 }
 
-/// What the least rule for [`Kind::Redirect`] does not need: adit's program, and the cgroup that the cell is in.
+/// What [`Kind::Connect`] needs: adit's program, and the cgroup that the cell is in.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AtSocket<'a> {
     pub(crate) program: &'a Path,
@@ -102,12 +102,10 @@ pub(crate) fn furnish() -> Result<()> {
 /// `Tproxy`; for `Connect` the program itself does it.
 pub(crate) fn capture(capture: Capture, at_socket: Option<AtSocket<'_>>) -> Result<()> {
     let Capture { from, to, kind } = capture;
-    if kind == Kind::Connect {
-        return capture_at_socket(at_socket.context("no cgroup for capture at the socket")?);
-    }
     let chosen = format!("ip daddr {} tcp dport {} meta mark != {PACKET_MARK}", from.ip(), from.port());
     let rules = match kind {
-        Kind::Connect | Kind::Redirect => format!(
+        Kind::Connect => return capture_at_socket(at_socket.context("no cgroup for capture at the socket")?),
+        Kind::Redirect => format!(
             "table ip peers {{ chain output {{ type nat hook output priority -100; policy accept; {chosen} redirect to :{to}; }}; }}\n"
         ),
         Kind::Tproxy => {

@@ -73,16 +73,12 @@ pub fn mount() -> Result<PathBuf, CgroupError> {
 /// # Errors
 /// It cannot be found out what is mounted.
 pub fn all() -> Result<Vec<PathBuf>, CgroupError> {
-    let mut folders = mounts()?;
-    folders.truncate(1);
+    let mut folders: Vec<PathBuf> = mounts()?.into_iter().take(1).collect();
     let mut next = 0;
     while next < folders.len() && folders.len() < MAX_FOLDERS {
         // Whatever goes while it is looked at has no programs any more.
-        let Ok(entries) = fs::read_dir(&folders[next]) else {
-            next += 1;
-            continue;
-        };
-        let inside = entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let entries = fs::read_dir(&folders[next]).into_iter().flatten().filter_map(Result::ok);
+        let inside = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         folders.extend(inside.map(|entry| entry.path()));
         next += 1;
     }

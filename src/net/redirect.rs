@@ -165,7 +165,7 @@ fn install(rules: &RuleSet) -> Result<(), RedirectError> {
     // Routes first: without marks they do nothing, and with marks everything depends on them.
     let added = routing::add(&rules.local_marks).map_err(RedirectError::Routing);
     let load = || match nft::load("the rules", &rules.nft) {
-        // There is nothing to load, and nobody could have before.
+        // There is nothing to load, and without the program there is hardly anything to replace.
         Err(NftError::Missing) if rules.is_empty() => Ok(()),
         loaded => loaded.map_err(RedirectError::Nft),
     };

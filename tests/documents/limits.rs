@@ -95,7 +95,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("net/own_sockets.rs", &["SHARDS"]),
     ("net/redirect/connect.rs", &["BETWEEN", "PAUSE"]),
     (
-        "net/redirect/connect/programs.rs",
+        "net/redirect/connect/programs/layout.rs",
         &[
             "DESTINATION_BYTES",
             "CLIENT_BYTES",

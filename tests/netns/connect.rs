@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,7 +89,6 @@ fn outbound_connections_are_captured_with_their_destination() {
 /// Whatever kind of socket it is, and however it was prepared.
 #[test]
 fn every_way_to_dial_is_captured() {
-    const MPTCP: Protocol = Protocol::MPTCP;
     isolated_in_cgroup(|cgroup| {
         let lab = Lab::new();
         apply(&lab.adit, &options(cgroup));
@@ -102,7 +101,7 @@ fn every_way_to_dial_is_captured() {
         let ways: [(&str, Domain, Protocol, SocketAddr, Prepare<'_>); 7] = [
             ("plain", Domain::IPV4, Protocol::TCP, to, &|_| Ok(())),
             ("mapped", Domain::IPV6, Protocol::TCP, mapped, &|socket| socket.set_only_v6(false)),
-            ("multipath", Domain::IPV4, MPTCP, to, &|_| Ok(())),
+            ("multipath", Domain::IPV4, Protocol::MPTCP, to, &|_| Ok(())),
             ("bound to a device", Domain::IPV4, Protocol::TCP, to, &|socket| socket.bind_device(Some(b"eth0"))),
             ("bound to an address", Domain::IPV4, Protocol::TCP, to, &|socket| socket.bind(&own.into())),
             ("fast open", Domain::IPV4, Protocol::TCP, to, &set_fast_open_connect),
@@ -152,10 +151,52 @@ fn connections_to_this_namespace_and_this_link_are_left_alone() {
             let mut local = dial(&lab.adit, SocketAddr::new(ip, 7000));
             talk(&mut local, &mut application.accept().stream);
         }
+        let (ip, device) = link_local(&lab.adit);
+        let mut local = dial(&lab.adit, SocketAddrV6::new(ip, 7000, 0, device).into());
+        talk(&mut local, &mut application.accept().stream);
         // Its own door, called directly, has no other destination.
         let _direct = dial(&lab.adit, SocketAddr::from(([127, 0, 0, 1], 15001)));
         assert_eq!(door.accept().original, SocketAddr::from(([127, 0, 0, 1], 15001)));
         assert!(door.is_quiet());
+    });
+}
+
+/// The link-local address of a host, once it has passed its check for duplicates, and the number of its device.
+fn link_local(host: &Host) -> (Ipv6Addr, u32) {
+    until(LIMIT, "a link-local address", || {
+        let list = host.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6")).expect("proc");
+        list.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let number = |at: usize| u32::from_str_radix(fields[at], 16).expect("hexadecimal");
+            let ip = Ipv6Addr::from(u128::from_str_radix(fields[0], 16).expect("an address"));
+            let tentative = number(4) & 0x40 != 0;
+            (ip.is_unicast_link_local() && !tentative).then(|| (ip, number(1)))
+        })
+    })
+}
+
+/// What the kernel refuses at the end leaves what there was: nothing, or the programs of before.
+#[test]
+fn a_failed_apply_changes_nothing() {
+    isolated_in_cgroup(|cgroup| {
+        let lab = Lab::new();
+        let (door, server) = (door(&lab.adit), Door::open(&lab.server, 8080));
+        let to = at(&lab.server, Family::V4, 8080);
+        // No nft takes such a time, and the programs are attached by then.
+        let mut impossible = Options { rollback_after: Some(Duration::MAX), ..options(cgroup) };
+        impossible.outbound.exclude_ports = "8080".parse().expect("ports");
+        let fail = || {
+            let error = lab.adit.run(|| redirect::apply(&impossible, &UNASKED)).expect_err("no such time");
+            assert!(matches!(error, RedirectError::Nft(_)), "{error}");
+        };
+        fail();
+        assert_eq!(programs(cgroup), [0; 6]);
+        apply(&lab.adit, &options(cgroup));
+        fail();
+        assert_eq!(programs(cgroup), [1; 6]);
+        let _stream = dial(&lab.adit, to);
+        assert_eq!(door.accept().original, to);
+        assert!(server.is_quiet());
     });
 }
 

@@ -39,6 +39,7 @@ pub enum Condition {
     Equal = 0x10,
     Greater = 0x20,
     NotEqual = 0x50,
+    NotGreater = 0xb0,
 }
 
 /// `enum bpf_func_id`.

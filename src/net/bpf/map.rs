@@ -54,11 +54,10 @@ impl Map {
             // Tries and storage are not made in advance.
             .word(16, u32::from(matches!(kind, MapKind::LpmTrie | MapKind::SocketStorage)))
             .name(28, name);
-        if kind == MapKind::SocketStorage {
-            // The kernel wants to know its types, as nothing else does.
-            let types = load_types(&words_of(value_bytes))?;
+        // The kernel wants to know the types of this kind, and of no other.
+        let types = (kind == MapKind::SocketStorage).then(|| load_types(&words_of(value_bytes))).transpose()?;
+        if let Some(types) = &types {
             block = block.fd(48, types.as_fd()).word(52, KEY_TYPE).word(56, VALUE_TYPE);
-            return Self::opened(block.open(Command::MapCreate)?);
         }
         Self::opened(block.open(Command::MapCreate)?)
     }

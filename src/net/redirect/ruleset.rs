@@ -2,7 +2,7 @@
 //! that `print` shows what `apply` does, to the letter.
 //!
 //! Invariants: the text replaces the table in one transaction and is the same for the same options; every packet that is
-//! not TCP leaves each chain at its first rule; a connection is captured at its SYN or never, so that connections older
+//! not TCP leaves each chain at its first or second rule; a connection is captured at its SYN or never, so that connections older
 //! than the rules (an SSH session, say) stay as they are. Fails closed: where adit does not listen, a captured
 //! connection is refused. The rules say themselves, in comments, what each is for.
 

@@ -11,14 +11,21 @@
 //! Fails closed: where the destination cannot be remembered, `connect` is refused; where it cannot be noted, adit finds none
 //! and resets the connection. Addresses are 16 bytes everywhere, IPv4 ones mapped, in the order of the network.
 
+mod layout;
+mod parts;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::tables::{DEADLINE_AT, Tables};
+use crate::net::bpf::Hook;
 use crate::net::bpf::asm::{Asm, AsmError, Condition, Helper, Label, Reg, Width};
-use crate::net::bpf::{Hook, Map};
 use crate::net::redirect::options::Mark;
 
-use Condition::{Equal, Greater, NotEqual};
+use layout::*;
+pub(super) use layout::{CLIENT_BYTES, DESTINATION_BYTES};
+use parts::*;
+
+use Condition::{Equal, Greater, NotEqual, NotGreater};
 use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use Width::{Double, Half, Word};
 
@@ -37,68 +44,6 @@ pub(super) struct Plan {
     pub(super) source_v4: Option<Ipv4Addr>,
     pub(super) source_v6: Option<Ipv6Addr>,
 }
-
-/// A destination as it is remembered: address, port in the order of the network, zeros.
-pub(super) const DESTINATION_BYTES: u32 = 24;
-/// A client's end: address, port in this machine's order.
-pub(super) const CLIENT_BYTES: u32 = 20;
-const PORT_AT: i16 = 16;
-
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
-const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
-const SOL_IP: u32 = 0;
-const SOL_IPV6: u32 = 41;
-const SOL_SOCKET: i32 = 1;
-const SO_BINDTODEVICE: i32 = 25;
-/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` alike.
-const SO_ORIGINAL_DST: u32 = 80;
-const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
-const BPF_SK_STORAGE_GET_F_CREATE: i32 = 1;
-/// `lo`.
-const LOOPBACK_DEVICE: u32 = 1;
-
-/// Fields of `struct bpf_sock_addr`.
-const ADDR_IP4: i16 = 4;
-const ADDR_IP6: i16 = 8;
-const ADDR_PORT: i16 = 24;
-const ADDR_TYPE: i16 = 32;
-const ADDR_PROTOCOL: i16 = 36;
-const ADDR_SK: i16 = 64;
-/// Of `struct bpf_sock_ops`.
-const OPS_OP: i16 = 0;
-const OPS_FAMILY: i16 = 20;
-const OPS_LOCAL_IP4: i16 = 28;
-const OPS_LOCAL_IP6: i16 = 48;
-const OPS_REMOTE_PORT: i16 = 64;
-const OPS_LOCAL_PORT: i16 = 68;
-const OPS_SK: i16 = 184;
-/// Of `struct bpf_sockopt`.
-const OPT_SK: i16 = 0;
-const OPT_VALUE: i16 = 8;
-const OPT_END: i16 = 16;
-const OPT_LEVEL: i16 = 24;
-const OPT_NAME: i16 = 28;
-const OPT_LENGTH: i16 = 32;
-const OPT_RESULT: i16 = 36;
-/// Of `struct bpf_sock`.
-const SOCK_DEVICE: i16 = 0;
-const SOCK_FAMILY: i16 = 4;
-const SOCK_MARK: i16 = 16;
-const SOCK_LOCAL_PORT: i16 = 44;
-const SOCK_REMOTE_PORT: i16 = 48;
-const SOCK_REMOTE_IP4: i16 = 52;
-const SOCK_REMOTE_IP6: i16 = 56;
-
-/// On the stack, below `R10`: an address with its port, the key of `exempt`, a number, an address for the kernel.
-const ENDS: i16 = -24;
-const PREFIX: i16 = -48;
-const NUMBER: i16 = -56;
-const SOCKADDR: i16 = -88;
-
-/// The third word of a mapped address.
-const MAPPED: u32 = 0xffff_u32.to_be();
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
@@ -252,11 +197,9 @@ fn remember(asm: &mut Asm, tables: &Tables, refuse: Label) {
 
 /// A socket that is bound to a device would look for the door behind it.
 fn unbind_device(asm: &mut Asm) {
-    let (unbound, bound) = (asm.label(), asm.label());
+    let unbound = asm.label();
     asm.load(Word, R1, R7, SOCK_DEVICE);
-    asm.jump_if32(R1, Greater, LOOPBACK_DEVICE, bound);
-    asm.jump(unbound);
-    asm.bind(bound);
+    asm.jump_if32(R1, NotGreater, LOOPBACK_DEVICE, unbound);
     asm.store_value(Double, R10, SOCKADDR, 0);
     asm.store_value(Double, R10, SOCKADDR + 8, 0);
     asm.mov(R1, R6);
@@ -412,103 +355,4 @@ fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
     asm.bind(leave);
     asm.set(R0, 1);
     asm.exit();
-}
-
-/// Leaves if `bytes` from `R2` on reach beyond `R3`.
-fn room_for(asm: &mut Asm, bytes: i32, leave: Label) {
-    asm.mov(R4, R2);
-    asm.add(R4, bytes);
-    asm.jump_if_reg(R4, Greater, R3, leave);
-}
-
-/// `R0`: what the socket in `R7` remembers, or 0.
-fn remembered(asm: &mut Asm, tables: &Tables) {
-    asm.map(R1, &tables.destinations);
-    asm.mov(R2, R7);
-    asm.set(R3, 0);
-    asm.set(R4, 0);
-    asm.call(Helper::SkStorageGet);
-}
-
-fn forget_pending(asm: &mut Asm, tables: &Tables) {
-    asm.map(R1, &tables.pending);
-    asm.mov(R2, R10);
-    asm.add(R2, ENDS.into());
-    asm.call(Helper::MapDelete);
-}
-
-/// `R0`: what `map` has for the key at `at` of the stack, or 0.
-fn look_up(asm: &mut Asm, map: &Map, at: i16) {
-    asm.map(R1, map);
-    asm.mov(R2, R10);
-    asm.add(R2, at.into());
-    asm.call(Helper::MapLookup);
-}
-
-fn unless_namespace(asm: &mut Asm, plan: &Plan, leave: Label) {
-    asm.mov(R1, R6);
-    asm.call(Helper::NetnsCookie);
-    asm.set64(R1, plan.namespace);
-    asm.jump_if_reg(R0, NotEqual, R1, leave);
-}
-
-fn unless(asm: &mut Asm, base: Reg, at: i16, value: u32, leave: Label) {
-    asm.load(Word, R1, base, at);
-    asm.jump_if32(R1, NotEqual, value, leave);
-}
-
-fn unless_mapped(asm: &mut Asm, base: Reg, at: i16, leave: Label) {
-    for (word, value) in [(0, 0), (4, 0), (8, MAPPED)] {
-        unless(asm, base, at + word, value, leave);
-    }
-}
-
-/// One end of a socket of either family, at `ENDS`.
-fn end_to_stack(asm: &mut Asm, base: Reg, family: i16, ip4: i16, ip6: i16) {
-    let (native, written) = (asm.label(), asm.label());
-    asm.load(Word, R1, base, family);
-    asm.jump_if32(R1, Equal, AF_INET6, native);
-    mapped_to_stack(asm, base, ip4);
-    asm.jump(written);
-    asm.bind(native);
-    native_to_stack(asm, base, ip6);
-    asm.bind(written);
-}
-
-/// An IPv4 address as 16 bytes at `ENDS`.
-fn mapped_to_stack(asm: &mut Asm, base: Reg, at: i16) {
-    asm.store_value(Double, R10, ENDS, 0);
-    asm.store_value(Word, R10, ENDS + 8, MAPPED.cast_signed());
-    copy(asm, Word, (base, at), (R10, ENDS + 12));
-}
-
-/// An IPv6 address at `ENDS`.
-fn native_to_stack(asm: &mut Asm, base: Reg, at: i16) {
-    for word in [0, 4, 8, 12] {
-        copy(asm, Word, (base, at + word), (R10, ENDS + word));
-    }
-}
-
-/// By way of `R1`.
-fn copy(asm: &mut Asm, width: Width, (from, from_at): (Reg, i16), (to, to_at): (Reg, i16)) {
-    asm.load(width, R1, from, from_at);
-    asm.store(width, to, to_at, R1);
-}
-
-/// Of a context only words can be set, and only from a register.
-fn set_context(asm: &mut Asm, at: i16, value: u32) {
-    asm.set(R1, value.cast_signed());
-    asm.store(Word, R6, at, R1);
-}
-
-/// As `user_port` has it.
-fn network_port(port: u16) -> u32 {
-    port.to_be().into()
-}
-
-/// As they are in memory.
-fn words(ip: Ipv6Addr) -> [u32; 4] {
-    let octets = ip.octets();
-    let (words, _) = octets.as_chunks::<4>();
-    [0, 1, 2, 3].map(|index: usize| u32::from_ne_bytes(words[index]))
 }
