@@ -19,7 +19,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -217,6 +218,27 @@ fn a_changed_or_lost_byte_is_found_beside_bulk() {
 fn a_second_answer_to_a_short_connection_is_found() {
     let doubles: Tamper = |_, bytes| bytes.push(bytes[0]);
     assert!(through(true, doubles).run(Shape::Short { parallel: 4 }, TIMING).is_err());
+}
+
+/// A process that is starting holds copies of all sockets for a moment, so one that was closed can still ring.
+#[test]
+fn processes_that_start_meanwhile_are_no_matter_to_short_connections() {
+    let over = AtomicBool::new(false);
+    let measured = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                assert!(Command::new("true").status().unwrap().success());
+            }
+        });
+        let measured = (0..4).try_for_each(|_| {
+            let measured = direct().run(Shape::Short { parallel: 16 }, TIMING)?;
+            anyhow::ensure!(measured.units > 0 && measured.sent == measured.received, "{measured:?}");
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        measured
+    });
+    measured.unwrap();
 }
 
 #[test]

@@ -124,6 +124,8 @@ impl Load {
     pub(crate) fn run(&mut self, shape: Shape, timing: Timing) -> Result<Measured> {
         // Its warm-up begins now, with the opening of the connections; the shapes that are not timed leave it alone.
         let mut window = Window::new(timing, self.books.usage);
+        // Nothing of an earlier shape can ring.
+        self.bell = Bell::new()?;
         match shape {
             Shape::Idle { connections } => idle::run(self, connections),
             Shape::Burst { connections } => burst::run(self, connections, timing),
