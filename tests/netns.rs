@@ -18,3 +18,6 @@ mod command;
 
 #[path = "netns/connect.rs"]
 mod connect;
+
+#[path = "netns/clients.rs"]
+mod clients;

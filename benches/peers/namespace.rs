@@ -133,7 +133,7 @@ fn capture_at_socket(AtSocket { program, cgroup }: AtSocket<'_>) -> Result<()> {
     let (adit, cgroup) = adit.zip(cgroup).context("a path is no text")?;
     run("ip", &["address", "add", &format!("{CLIENT}/32"), "dev", "lo"], "")?;
     run("ip", &["address", "delete", &format!("{HOST}/32"), "dev", "lo"], "")?;
-    let apply = ["redirect", "apply", "--kind", "connect", "--preserve-source", "off", "--force", "--cgroup", cgroup];
+    let apply = ["redirect", "apply", "--kind", "connect", "--force", "--cgroup", cgroup];
     run(adit, &apply, "")?;
     run("ip", &["address", "add", &format!("{HOST}/32"), "dev", "lo"], "")
 }

@@ -132,7 +132,7 @@ impl Daemon {
             log: logger.handle(),
             families,
             mark: settings.packet_mark.filter(|_| captures(settings)),
-            can_borrow_source: [AtomicBool::new(false), AtomicBool::new(false)],
+            can_show_source: [AtomicBool::new(false), AtomicBool::new(false)],
             force_until: std::sync::OnceLock::new(),
             exhaustion: Exhaustion::default(),
             accepting: Default::default(),

@@ -31,8 +31,9 @@ pub(super) async fn start(
 ) {
     let inward = settings.listen.inbound.is_some() || shared.tls.is_some() && settings.listen.hbone.is_some();
     if inward && settings.preserve_source != PreserveSource::Off {
-        preserve::prove(shared, settings.preserve_source, true).await;
-        tokio::task::spawn_local(preserve::keep_proving(Arc::clone(shared), settings.preserve_source));
+        preserve::prove(shared, settings.preserve_source, settings.capture, true).await;
+        let proving = preserve::keep_proving(Arc::clone(shared), settings.preserve_source, settings.capture);
+        tokio::task::spawn_local(proving);
     }
     tokio::task::spawn_local(follow_mesh(Arc::clone(shared), Arc::clone(metrics), mesh));
     let families = Arc::clone(&metrics.traffic);

@@ -1,5 +1,6 @@
-//! Proves that connecting from a client's address works: one connection to ourselves from a borrowed address. Without
-//! the capture rules that bring the answers back, binding such an address succeeds and every connect times out.
+//! Proves that the application sees the client's address: one connection to ourselves in a foreign name. Without the capture
+//! rules that bring the answers back, binding such an address succeeds and every connect times out; without the programs of
+//! capture at the socket, binding it fails.
 //!
 //! Proved again every few seconds, because rules come and go: `prefer` turns itself off and on again with a warning and
 //! a gauge, `require` keeps adit not ready while it does not work. Fails closed for `require`: a family in which this host
@@ -14,12 +15,12 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
-use crate::config::settings::PreserveSource;
+use crate::config::settings::{Capture, PreserveSource};
 use crate::net::address::{UpstreamAddr, canonical};
-use crate::net::dial::{DialOptions, dial};
+use crate::net::dial::{DialOptions, Source, dial};
 use crate::net::listen::{ListenOptions, bind};
 use crate::net::local;
-use crate::net::own_sockets::{OwnSockets, Way};
+use crate::net::own_sockets::OwnSockets;
 use crate::proxy::worker::Shared;
 
 /// Between two proofs while it works, and while it does not: rules are often applied just after the start.
@@ -32,21 +33,24 @@ const WITHIN: Duration = Duration::from_millis(500);
 const BORROWED: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77))];
 
+/// What an application is told, where it is told the port as well.
+const PORT: u16 = 7777;
+
 /// The name of the readiness blocker.
 pub(super) const BLOCKER: &str = "preserveSource";
 
 /// Proves the path once and notes the result in `shared`; says so when it changes.
-pub(super) async fn prove(shared: &Shared, preserve: PreserveSource, first: bool) {
+pub(super) async fn prove(shared: &Shared, preserve: PreserveSource, capture: Capture, first: bool) {
     let mut failed: Option<String> = None;
     let mut news = first;
     for (family, borrowed) in BORROWED.into_iter().enumerate() {
         let result = match pairs(borrowed) {
             // Nobody can reach this host by that family.
             Ok(pairs) if pairs.is_empty() => continue,
-            Ok(pairs) => attempt_any(shared, &pairs).await,
+            Ok(pairs) => attempt_any(shared, capture, &pairs).await,
             Err(error) => Err(format!("our own addresses are not known: {error}")),
         };
-        let before = shared.can_borrow_source[family].swap(result.is_ok(), Ordering::Relaxed);
+        let before = shared.can_show_source[family].swap(result.is_ok(), Ordering::Relaxed);
         news |= before != result.is_ok();
         match result {
             Ok(()) if !before => tracing::info!(from = %borrowed, "source preservation works"),
@@ -66,11 +70,11 @@ pub(super) async fn prove(shared: &Shared, preserve: PreserveSource, first: bool
 }
 
 /// Proves the path again and again.
-pub(super) async fn keep_proving(shared: Arc<Shared>, preserve: PreserveSource) {
+pub(super) async fn keep_proving(shared: Arc<Shared>, preserve: PreserveSource, capture: Capture) {
     loop {
-        let works = shared.can_borrow_source.iter().any(|works| works.load(Ordering::Relaxed));
+        let works = shared.can_show_source.iter().any(|works| works.load(Ordering::Relaxed));
         sleep(if works { WHILE_ON } else { WHILE_OFF }).await;
-        prove(&shared, preserve, false).await;
+        prove(&shared, preserve, capture, false).await;
     }
 }
 
@@ -108,10 +112,11 @@ fn source_to(other: IpAddr) -> Option<IpAddr> {
     (!local::is_loopback_or_link_local(ip)).then_some(ip)
 }
 
-async fn attempt_any(shared: &Shared, pairs: &[(IpAddr, IpAddr)]) -> Result<(), String> {
+async fn attempt_any(shared: &Shared, capture: Capture, pairs: &[(IpAddr, IpAddr)]) -> Result<(), String> {
     let mut result = Ok(());
     for (borrowed, ourselves) in pairs {
-        result = attempt(shared, *borrowed, *ourselves).await;
+        let source = Source::new(capture, SocketAddr::new(*borrowed, PORT));
+        result = attempt(shared, source, *ourselves).await;
         if result.is_ok() {
             break;
         }
@@ -119,20 +124,21 @@ async fn attempt_any(shared: &Shared, pairs: &[(IpAddr, IpAddr)]) -> Result<(), 
     result
 }
 
-async fn attempt(shared: &Shared, borrowed: IpAddr, ourselves: IpAddr) -> Result<(), String> {
+async fn attempt(shared: &Shared, source: Source, ourselves: IpAddr) -> Result<(), String> {
+    let borrowed = source.ip();
     let listener = bind("proof", SocketAddr::new(ourselves, 0), ListenOptions::PLAIN)
         .map_err(|error| format!("{error}: {}", error.source))?
         .remove(0);
     let listener = TcpListener::from_std(listener).map_err(|error| error.to_string())?;
     let address = UpstreamAddr::new(listener.local_addr().map_err(|error| error.to_string())?);
-    let options = DialOptions { mark: shared.mark, source: Some(borrowed), way: Way::Borrowed };
+    let options = DialOptions { mark: shared.mark, source: Some(source), way: source.way() };
     match timeout(WITHIN, dial(address, options, &OwnSockets::default())).await {
         Ok(Ok(dialled)) => {
             let arrived = timeout(WITHIN, listener.accept()).await;
             // Leave no connection waiting in TIME_WAIT with a borrowed address.
             crate::proxy::relay::reset(dialled.stream);
             match arrived {
-                Ok(Ok((_, peer))) if canonical(peer).ip() == borrowed => Ok(()),
+                Ok(Ok((_, peer))) if is_seen(source, canonical(peer)) => Ok(()),
                 Ok(Ok((_, peer))) => Err(format!("a connection from {borrowed} to ourselves arrives from {peer}")),
                 // Captured: adit would take it for a new connection, and borrow again, and again.
                 Ok(Err(_)) | Err(_) => Err(format!("a connection from {borrowed} to ourselves is captured")),
@@ -143,5 +149,13 @@ async fn attempt(shared: &Shared, borrowed: IpAddr, ourselves: IpAddr) -> Result
             Err(format!("{error}{cause}"))
         }
         Err(_elapsed) => Err(format!("a connection from {borrowed} to ourselves gets no answer")),
+    }
+}
+
+/// Whether an application that accepts from `peer` sees the client.
+fn is_seen(source: Source, peer: SocketAddr) -> bool {
+    match source {
+        Source::Borrowed(ip) => peer.ip() == ip,
+        Source::Told(client) => peer == client,
     }
 }

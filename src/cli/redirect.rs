@@ -79,7 +79,7 @@ struct RuleArgs {
     /// Do not capture what this user opens: adit's own, where it may not mark its sockets. Repeatable
     #[arg(long, value_name = "UID")]
     exclude_uid: Vec<u32>,
-    /// Let adit connect to the application from the client's address (`preserveSource`); `--kind connect` is the faster without
+    /// Let the application see the client's address (`preserveSource`)
     #[arg(long, value_enum, default_value_t = Switch::On)]
     preserve_source: Switch,
     #[command(flatten)]

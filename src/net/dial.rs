@@ -1,12 +1,14 @@
 //! Opening an upstream socket: every option that adit sets on what it dials is set here.
 //!
-//! NODELAY and the mark are set at once; keepalive and user timeout follow when the connection has lived for a second
+//! A socket may dial in a client's name ([`Source`]). NODELAY and the mark are set at once; keepalive and user timeout follow when the connection has lived for a second
 //! ([`crate::net::listen::set_keepalive`]), so that a short connection does not pay for them: until then the connect
 //! deadline bounds it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -14,8 +16,10 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::config::settings::Capture;
 use crate::net::address::{UpstreamAddr, canonical};
 use crate::net::own_sockets::{Ends, OwnSocket, OwnSockets, Way};
+use crate::net::redirect::CLIENT_MARK;
 use crate::net::sockopt;
 use crate::telemetry::CloseReason;
 
@@ -23,15 +27,54 @@ use crate::telemetry::CloseReason;
 #[derive(Debug, Clone, Copy)]
 pub struct DialOptions {
     pub mark: Option<NonZeroU32>,
-    /// The client's address to connect from; needs `IP_TRANSPARENT`.
-    pub source: Option<IpAddr>,
+    /// In whose name to connect, if not in adit's own.
+    pub source: Option<Source>,
     pub way: Way,
+}
+
+/// How the application comes to see the client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The socket has it, with a port of the kernel's choosing: needs `IP_TRANSPARENT`, and rules that bring the answers back.
+    Borrowed(IpAddr),
+    /// Programs at the sockets tell the application (`adit redirect apply --kind connect`); this one keeps an address of
+    /// ours. Port 0: the client's is not known.
+    Told(SocketAddr),
+}
+
+impl Source {
+    /// The way there is with this kind of capture.
+    #[must_use]
+    pub const fn new(capture: Capture, client: SocketAddr) -> Self {
+        match capture {
+            Capture::Redirect | Capture::Tproxy => Self::Borrowed(client.ip()),
+            Capture::Connect => Self::Told(client),
+        }
+    }
+
+    /// The client's.
+    #[must_use]
+    pub const fn ip(self) -> IpAddr {
+        match self {
+            Self::Borrowed(ip) => ip,
+            Self::Told(address) => address.ip(),
+        }
+    }
+
+    /// How a socket that connects to the local workload in this name counts among our own.
+    #[must_use]
+    pub const fn way(self) -> Way {
+        match self {
+            Self::Borrowed(_) => Way::Borrowed,
+            Self::Told(_) => Way::In,
+        }
+    }
 }
 
 /// What went wrong, by what it means for the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The source address cannot be borrowed.
+    /// The client's name cannot be taken.
     #[error("cannot connect from {source_ip}")]
     Source {
         source_ip: IpAddr,
@@ -83,6 +126,14 @@ pub struct Dialled {
 /// # Errors
 /// See [`DialError`].
 pub async fn dial(address: UpstreamAddr, options: DialOptions, own: &OwnSockets) -> Result<Dialled, DialError> {
+    begin(address, options, own)?.await
+}
+
+/// Begins to connect to `address`.
+///
+/// # Errors
+/// See [`DialError`].
+pub fn begin(address: UpstreamAddr, options: DialOptions, own: &OwnSockets) -> Result<Dialling, DialError> {
     let socket = open(address.socket_addr(), options)?;
     let fail = |error| DialError::Connect { address, error };
     let own = {
@@ -96,29 +147,45 @@ pub async fn dial(address: UpstreamAddr, options: DialOptions, own: &OwnSockets)
         let local = socket.local_addr().map_err(fail)?.as_socket().map_or(address.socket_addr(), canonical);
         own.remember(Ends { local, remote: canonical(address.socket_addr()) }, options.way)
     };
-    let mut dialling = Dialling(Some(TcpStream::from_std(socket.into()).map_err(DialError::Socket)?));
-    if let Some(stream) = &dialling.0 {
+    let stream = TcpStream::from_std(socket.into()).map_err(DialError::Socket)?;
+    Ok(Dialling { address, dialled: Some(Dialled { stream, own }) })
+}
+
+/// A socket whose connection nobody has heard of yet, and the future of that. The far side may have accepted it all the same:
+/// whoever gives up on it then must not let that look like a client that came, said nothing and ended in order.
+#[derive(Debug)]
+#[must_use = "it is given up when it is dropped"]
+pub struct Dialling {
+    address: UpstreamAddr,
+    /// Until it is established.
+    dialled: Option<Dialled>,
+}
+
+/// By hand: as a block it would keep everything twice, in each connection's set-up.
+impl Future for Dialling {
+    type Output = Result<Dialled, DialError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let address = self.address;
+        let fail = |error| DialError::Connect { address, error };
+        let Some(Dialled { stream, .. }) = &self.dialled else {
+            return Poll::Ready(Err(DialError::Socket(Errno::BADF.into())));
+        };
+        ready!(stream.poll_write_ready(cx)).map_err(fail)?;
         // A socket that failed is not only writable but also closed for writing; only then it is asked why.
-        let ready = stream.ready(Interest::WRITABLE).await.map_err(fail)?;
+        let ready = ready!(pin!(stream.ready(Interest::WRITABLE)).poll(cx)).map_err(fail)?;
         if ready.is_write_closed()
             && let Some(error) = stream.take_error().map_err(fail)?
         {
-            return Err(fail(error));
+            return Poll::Ready(Err(fail(error)));
         }
-    }
-    match dialling.0.take() {
-        Some(stream) => Ok(Dialled { stream, own }),
-        None => Err(DialError::Socket(Errno::BADF.into())),
+        Poll::Ready(self.dialled.take().ok_or_else(|| DialError::Socket(Errno::BADF.into())))
     }
 }
 
-/// A socket whose connection nobody has heard of yet. The far side may have accepted it all the same: whoever gives up on
-/// it then must not let that look like a client that came, said nothing and ended in order.
-struct Dialling(Option<TcpStream>);
-
 impl Drop for Dialling {
     fn drop(&mut self) {
-        if let Some(stream) = &self.0 {
+        if let Some(Dialled { stream, .. }) = &self.dialled {
             // A socket that refuses the option is already gone.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
@@ -129,13 +196,29 @@ fn open(address: SocketAddr, options: DialOptions) -> Result<Socket, DialError> 
     let socket =
         Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None).map_err(DialError::Socket)?;
     socket.set_tcp_nodelay(true).map_err(DialError::Socket)?;
-    if let Some(mark) = options.mark {
-        socket.set_mark(mark.get()).map_err(DialError::Socket)?;
+    let mark = match options.source {
+        Some(Source::Told(_)) => Some(CLIENT_MARK),
+        Some(Source::Borrowed(_)) | None => options.mark.map(NonZeroU32::get),
+    };
+    if let Some(mark) = mark {
+        socket.set_mark(mark).map_err(DialError::Socket)?;
     }
-    if let Some(source_ip) = options.source {
-        borrow_source(&socket, source_ip).map_err(|error| DialError::Source { source_ip, error })?;
+    let named = match options.source {
+        Some(Source::Borrowed(source_ip)) => borrow_source(&socket, source_ip),
+        Some(Source::Told(client)) => tell_source(&socket, client),
+        None => Ok(()),
+    };
+    match (named, options.source) {
+        (Err(error), Some(source)) => Err(DialError::Source { source_ip: source.ip(), error }),
+        _ => Ok(socket),
     }
-    Ok(socket)
+}
+
+/// The programs take the address from here, and have the socket bound to nothing. Without them this is refused, since the
+/// address is not ours.
+fn tell_source(socket: &Socket, client: SocketAddr) -> io::Result<()> {
+    sockopt::set_bind_address_no_port(socket)?;
+    socket.bind(&client.into())
 }
 
 /// Binds to an address that is not ours, leaving the port to `connect`.
@@ -181,7 +264,7 @@ mod tests {
             let mut dialling = Box::pin(dial(address, PLAIN, &own));
             let waker = std::task::Waker::noop();
             // Nothing has told the runtime yet that the kernels have connected.
-            assert!(dialling.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+            assert!(dialling.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
         }
         let mut accepted = listener.accept().expect("accept").0;
         accepted.set_read_timeout(Some(Duration::from_secs(10))).expect("SO_RCVTIMEO");

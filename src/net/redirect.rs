@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 pub use connect::ConnectError;
 pub use nft::{NftError, check, table};
-pub use options::{Filter, InvalidMark, InvalidPorts, Kind, MARK_MASK, Mark, Options, Ports, REPLY_MARK, TPROXY_MARK};
+pub use options::{CLIENT_MARK, Filter, InvalidMark, InvalidPorts, Kind, MARK_MASK, Mark, Options, Ports, TPROXY_MARK};
 pub use readiness::NotReady;
 pub use routing::RoutingError;
 pub use ruleset::{LocalMark, ROUTE_TABLE, RuleSet, TABLE, rules};

@@ -11,7 +11,7 @@ mod tunnel;
 pub use tunnel::Tunnelled;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::config::settings::{Connect, Tunnel as TunnelSettings};
 use crate::mesh::Workload;
 use crate::mesh::live::InUse;
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
-use crate::net::dial::{DialError, DialOptions, Dialled, dial};
+use crate::net::dial::{DialError, DialOptions, Dialled, Source, begin};
 use crate::net::own_sockets::Way;
 use crate::proxy::authorize::Permit;
 use crate::proxy::balance::Picked;
@@ -118,8 +118,8 @@ pub struct Request<'a> {
     pub network: &'a str,
     pub limits: &'a Connect,
     pub tunnel: &'a TunnelSettings,
-    /// The client's address, to connect from it.
-    pub source: Option<IpAddr>,
+    /// In whose name to connect to the application.
+    pub source: Option<Source>,
     pub way: Way,
 }
 
@@ -162,21 +162,18 @@ pub async fn connect(
             if resume >= deadline {
                 break;
             }
-            let pause = pin!(async {
-                sleep_until(resume).await;
-                Ok(())
-            });
-            unless_gone(request.downstream, pause).await?;
+            unless_gone(request.downstream, pin!(sleep_until(resume))).await?;
         }
         let candidate = match next(worker, request, &mut tried) {
             Ok(candidate) => candidate,
             Err(error) => return Err(last.unwrap_or(error)),
         };
-        let result = try_one(worker, request, candidate, attempts, deadline).await;
+        let result = try_one(worker, request, &candidate.route, attempts, deadline).await;
         learn(worker, &tried.picked, result.as_ref().err(), attempts);
         match result {
-            Ok(connected) => {
-                return Ok(Connected { using: Counted { endpoints: tried.picked, service }, ..connected });
+            Ok((via, hop)) => {
+                let using = Counted { endpoints: tried.picked, service };
+                return Ok(Connected { via, hop, workload: candidate.workload, using });
             }
             Err(error) if !retryable(&error, request.target) => return Err(error),
             Err(error) => last = Some(error),
@@ -226,31 +223,31 @@ fn count_at(workload: &Workload, limit: Option<NonZeroU32>, tried: &mut Tried) -
     Ok(())
 }
 
-/// Finds out where the candidate is, and connects to it.
+/// Finds out where the route leads, and connects to it.
 async fn try_one(
     worker: &Worker,
     request: &Request<'_>,
-    Candidate { workload, route }: Candidate,
+    route: &Route,
     attempts: &mut Vec<Attempt>,
     deadline: tokio::time::Instant,
-) -> Result<Connected, ConnectError> {
+) -> Result<(Via, UpstreamAddr), ConnectError> {
     let hop = match route.known_hop() {
         Some(hop) => hop,
         None => {
             // Boxed: connections to addresses should not carry the room for it.
-            let mut looking = Box::pin(look_up(worker, request, &route, deadline));
-            unless_gone(request.downstream, looking.as_mut()).await?
+            let mut looking = Box::pin(look_up(worker, request, route, deadline));
+            unless_gone(request.downstream, looking.as_mut()).await??
         }
     };
     if worker.is_own(route.leads_to(hop)) {
         return Err(CloseReason::LoopRefused.into());
     }
     let started = Instant::now();
-    let result = attempt_one(worker, request, &route, hop, deadline).await;
+    let result = attempt_one(worker, request, route, hop, deadline).await;
     let took = started.elapsed();
     let outcome = result.as_ref().map(|_| ()).map_err(|error| error.reason);
     attempts.push(Attempt { address: hop.socket_addr(), outcome, took });
-    result.map(|via| Connected { via, hop, workload, using: Counted::default() })
+    result.map(|via| (via, hop))
 }
 
 /// The address behind the route's host name.
@@ -287,28 +284,26 @@ async fn attempt_one(
     if let Some((leg, inner)) = tunnel {
         // Boxed: plain connections should not carry the room for it.
         let mut opening = Box::pin(tunnel::open(worker, request, leg, hop, inner, deadline));
-        return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await?)));
+        return Ok(Via::Tunnel(Box::new(unless_gone(request.downstream, opening.as_mut()).await??)));
     }
     let until = deadline.min(tokio::time::Instant::now() + request.limits.timeout);
     let options = DialOptions { mark: worker.shared.mark, source: request.source, way: request.way };
-    let dialling = pin!(async {
-        match timeout_at(until, dial(hop, options, &worker.shared.own_sockets)).await {
-            Ok(result) => result.map_err(classify),
-            Err(_elapsed) => Err(CloseReason::ConnectTimeout.into()),
-        }
-    });
-    unless_gone(request.downstream, dialling).await.map(Via::Socket)
+    let dialling = begin(hop, options, &worker.shared.own_sockets).map_err(classify)?;
+    match unless_gone(request.downstream, pin!(timeout_at(until, dialling))).await? {
+        Ok(dialled) => dialled.map(Via::Socket).map_err(classify),
+        Err(_elapsed) => Err(CloseReason::ConnectTimeout.into()),
+    }
 }
 
 /// Runs `work` unless the client resets or its socket fails.
 async fn unless_gone<T>(
     downstream: Option<&TcpStream>,
-    work: Pin<&mut impl Future<Output = Result<T, ConnectError>>>,
+    work: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, ConnectError> {
-    let Some(downstream) = downstream else { return work.await };
+    let Some(downstream) = downstream else { return Ok(work.await) };
     tokio::select! {
         biased;
-        result = work => result,
+        result = work => Ok(result),
         _ = downstream.ready(Interest::ERROR) => {
             Err(ConnectError::new(CloseReason::DownstreamGone, downstream.take_error().ok().flatten()))
         }

@@ -8,14 +8,16 @@
 //! client, for policy, limits, logs and the application. From others no byte is looked at: what looks like a header is the
 //! application's. The header's destination is not believed, and loops are recognised by the socket's own ends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
 
+use crate::config::Settings;
 use crate::config::settings::{Plaintext, PreserveSource};
 use crate::net::address::{PeerAddr, UpstreamAddr, canonical};
+use crate::net::dial::Source;
 use crate::net::own_sockets::{Ends, Way};
 use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
@@ -54,7 +56,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
     note_source(worker, entry, client)?;
     let who = Who { identity: None, source: client.ip(), destination: dst.ip(), port: dst.port() };
     let permit = pass(worker, entry, who)?;
-    let source = source_to_borrow(worker, settings.preserve_source, client.ip(), dst.ip())?;
+    let source = source_to_show(worker, settings, client.socket_addr(), dst.ip())?;
     let workload = {
         let snapshot = worker.snapshot();
         let mut facts = entry.facts.borrow_mut();
@@ -76,7 +78,7 @@ pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> 
         limits: &settings.connect,
         tunnel: &settings.tunnel,
         source,
-        way: if source.is_some() { Way::Borrowed } else { Way::In },
+        way: source.map_or(Way::In, Source::way),
     };
     let result = connect(worker, &request, attempts).await;
     entry.touch();
@@ -88,7 +90,8 @@ async fn identify(entry: &Entry, downstream: &TcpStream) -> Result<PeerAddr, Con
     let inbound = &entry.settings.inbound;
     let peer = entry.peer.ip();
     if inbound.proxy_protocol_from.iter().any(|range| range.contains(&peer))
-        && let Some((source, _)) = read_header(downstream, inbound.proxy_protocol_timeout).await?
+        // Boxed: few peers must.
+        && let Some((source, _)) = Box::pin(read_header(downstream, inbound.proxy_protocol_timeout)).await?
     {
         entry.facts.borrow_mut().client = Some(PeerAddr::new(source));
     }
@@ -105,23 +108,25 @@ fn note_source(worker: &Worker, entry: &Entry, client: PeerAddr) -> Result<(), C
     })
 }
 
-/// The client's address, if the application at `dst` is to see it. An address of our own is not borrowed: its connection is
-/// local already, and answers would not come back to adit. Nor can one of the other family be, which a load balancer may name.
-pub(super) fn source_to_borrow(
+/// The client's address, if the application at `dst` is to see it; port 0 where that is not known. An address of our own is
+/// not borrowed: its connection is local already, and answers would not come back to adit. Nor can one of the other family be,
+/// which a load balancer may name.
+pub(super) fn source_to_show(
     worker: &Worker,
-    preserve: PreserveSource,
-    client: IpAddr,
+    settings: &Settings,
+    client: SocketAddr,
     dst: IpAddr,
-) -> Result<Option<IpAddr>, ConnectError> {
-    if preserve == PreserveSource::Off || worker.is_local(client) {
+) -> Result<Option<Source>, ConnectError> {
+    let preserve = settings.preserve_source;
+    if preserve == PreserveSource::Off || worker.is_local(client.ip()) {
         return Ok(None);
     }
     if client.is_ipv4() != dst.is_ipv4() {
         let required = preserve == PreserveSource::Require;
         return if required { Err(CloseReason::SourceUnavailable.into()) } else { Ok(None) };
     }
-    match (worker.shared.can_borrow_source[usize::from(client.is_ipv6())].load(Ordering::Relaxed), preserve) {
-        (true, _) => Ok(Some(client)),
+    match (worker.shared.can_show_source[usize::from(client.is_ipv6())].load(Ordering::Relaxed), preserve) {
+        (true, _) => Ok(Some(Source::new(settings.capture, client))),
         (false, PreserveSource::Require) => Err(CloseReason::SourceUnavailable.into()),
         (false, _) => Ok(None),
     }

@@ -80,10 +80,10 @@ pub struct Shared {
     pub windows: Arc<Windows>,
     pub log: LogHandle,
     pub families: Arc<TrafficFamilies>,
-    /// `SO_MARK` of every upstream socket.
+    /// `SO_MARK` of every upstream socket that does not dial in a client's name.
     pub mark: Option<NonZeroU32>,
-    /// Whether connecting from a client's address has been proved to work, for IPv4 and IPv6.
-    pub can_borrow_source: [AtomicBool; 2],
+    /// Whether showing the application the client's address has been proved to work, for IPv4 and IPv6.
+    pub can_show_source: [AtomicBool; 2],
     /// By when a forced end must be complete; set before the phase is announced.
     pub force_until: std::sync::OnceLock<Instant>,
     /// Whether accepting lacks descriptors.

@@ -97,7 +97,7 @@ const RSH: u8 = 0x70;
 const MOV: u8 = 0xb0;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// A 16-bit value, from or to the order of the network.
+/// From or to the order of the network; the immediate value says how many bits.
 const TO_BE: u8 = 0xdc;
 /// The immediate value is a map's descriptor.
 const PSEUDO_MAP_FD: u8 = 1;
@@ -152,6 +152,11 @@ impl Asm {
     /// The lowest 16 bits between the order of the network and this machine's; the others become 0.
     pub fn swap16(&mut self, to: Reg) {
         self.push(TO_BE, to, Reg::R0, 0, 16);
+    }
+
+    /// As [`Self::swap16`], of the lowest 32 bits.
+    pub fn swap32(&mut self, to: Reg) {
+        self.push(TO_BE, to, Reg::R0, 0, 32);
     }
 
     /// Into all of `to`, with zeros above.
@@ -252,6 +257,7 @@ mod tests {
         asm.set64(Reg::R2, 0x1122_3344_5566_7788);
         asm.jump_if_reg(Reg::R0, Condition::Greater, Reg::R2, out);
         asm.swap16(Reg::R8);
+        asm.swap32(Reg::R8);
         asm.shift_right32(Reg::R8, 6);
         asm.shift_right(Reg::R1, Reg::R8);
         asm.and32(Reg::R1, 0xfff);
@@ -261,17 +267,18 @@ mod tests {
         asm.bind(out);
         asm.set(Reg::R0, 1);
         asm.exit();
-        let want: [[u8; 8]; 18] = [
+        let want: [[u8; 8]; 19] = [
             [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
             [0x61, 0x61, 32, 0, 0, 0, 0, 0],
-            [0x56, 0x01, 13, 0, 1, 0, 0, 0],
+            [0x56, 0x01, 14, 0, 1, 0, 0, 0],
             [0x79, 0x67, 64, 0, 0, 0, 0, 0],
             [0x6b, 0x1a, 0xf8, 0xff, 0, 0, 0, 0],
             [0x62, 0x0a, 0xfc, 0xff, 7, 0, 0, 0],
             [0x18, 0x02, 0, 0, 0x88, 0x77, 0x66, 0x55],
             [0, 0, 0, 0, 0x44, 0x33, 0x22, 0x11],
-            [0x2d, 0x20, 7, 0, 0, 0, 0, 0],
+            [0x2d, 0x20, 8, 0, 0, 0, 0, 0],
             [0xdc, 0x08, 0, 0, 16, 0, 0, 0],
+            [0xdc, 0x08, 0, 0, 32, 0, 0, 0],
             [0x74, 0x08, 0, 0, 6, 0, 0, 0],
             [0x7f, 0x81, 0, 0, 0, 0, 0, 0],
             [0x54, 0x01, 0, 0, 0xff, 0x0f, 0, 0],

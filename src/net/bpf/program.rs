@@ -17,6 +17,8 @@ const MAX_MAPS: usize = 16;
 /// Where a program runs: one hook of a cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
+    Bind4,
+    Bind6,
     Connect4,
     Connect6,
     PeerName4,
@@ -30,6 +32,8 @@ impl Hook {
     const fn attach_type(self) -> u32 {
         match self {
             Self::SockOps => 3,
+            Self::Bind4 => 8,
+            Self::Bind6 => 9,
             Self::Connect4 => 10,
             Self::Connect6 => 11,
             Self::GetSockOpt => 21,
@@ -43,7 +47,7 @@ impl Hook {
         match self {
             Self::SockOps => 13,
             Self::GetSockOpt => 25,
-            Self::Connect4 | Self::Connect6 | Self::PeerName4 | Self::PeerName6 => 18,
+            Self::Bind4 | Self::Bind6 | Self::Connect4 | Self::Connect6 | Self::PeerName4 | Self::PeerName6 => 18,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Capture at the socket: BPF programs of a cgroup, which lead what the processes of this network namespace connect to adit's
-//! outbound door, before there is a packet. Nothing is translated, so nothing needs to be tracked.
+//! outbound door, before there is a packet. Nothing is translated, so nothing needs to be tracked. Inbound they tell the
+//! application who its clients are.
 //!
 //! ```text
 //! Options, addresses, cgroup -> Tables (maps) -> programs -> attach -> the kernel
@@ -30,17 +31,28 @@ use crate::net::bpf::{self, Hook, Map, Program, Refused};
 use crate::net::cgroup::{self, Cgroup, CgroupError};
 use crate::net::{local, namespace};
 use programs::Plan;
-use tables::{DESTINATIONS, PENDING, ROW, STATE, State, Tables, UnderWay};
+use tables::{CLIENTS, DESTINATIONS, PENDING, ROW, STATE, State, Tables, UnderWay};
 
 /// In the order in which they are attached: nothing is led to adit before adit can ask where it was going.
-const HOOKS: [(Hook, &str); 6] = [
+const HOOKS: [(Hook, &str); 8] = [
     (Hook::GetSockOpt, "adit_getsockopt"),
     (Hook::PeerName4, "adit_peername4"),
     (Hook::PeerName6, "adit_peername6"),
     (Hook::SockOps, "adit_sockops"),
     (Hook::Connect4, "adit_connect4"),
     (Hook::Connect6, "adit_connect6"),
+    (Hook::Bind4, "adit_bind4"),
+    (Hook::Bind6, "adit_bind6"),
 ];
+
+/// Whether `options` want something done there.
+fn wants(options: &Options, hook: Hook) -> bool {
+    match hook {
+        Hook::GetSockOpt | Hook::Connect4 | Hook::Connect6 => options.outbound.captures(),
+        Hook::Bind4 | Hook::Bind6 => options.tells_clients(),
+        Hook::PeerName4 | Hook::PeerName6 | Hook::SockOps => true,
+    }
+}
 
 /// How long a removal waits for adit to ask about the connections that are under way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
@@ -137,10 +149,12 @@ fn load(
     };
     let deadline = options.rollback_after.map(|after| nanoseconds(since_boot().saturating_add(after)));
     let exempt = tables::exempt(&own, &options.outbound);
-    let tables = Tables::create(under_way, State { namespace, deadline }, &exempt, &options.outbound)
+    let state = State { namespace, deadline };
+    let tables = Tables::create(under_way, state, &exempt, &options.outbound, options.tells_clients())
         .map_err(kernel("make the maps of the programs"))?;
     HOOKS
         .into_iter()
+        .filter(|(hook, _)| wants(options, *hook))
         .map(|(hook, name)| {
             let code =
                 programs::program(hook, &plan, &tables).map_err(|source| ConnectError::Assemble { name, source })?;
@@ -160,7 +174,7 @@ impl Attached {
             self.new.push((hook, program));
             self.replaced.extend(old);
         }
-        // Twice the same, as no `apply` leaves it.
+        // Not wanted any more, or twice the same, as no `apply` leaves it.
         self.others.append(&mut here);
         Ok(())
     }
@@ -212,8 +226,9 @@ pub(super) fn remove() -> Result<bool, ConnectError> {
 
 /// Nothing new is captured from here on, and what is under way still finds its destination.
 fn retire(found: Vec<Found>) -> Result<(), ConnectError> {
-    let (leading, answering): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|found| matches!(found.known.hook, Hook::Connect4 | Hook::Connect6));
+    let (leading, answering): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|found| matches!(found.known.hook, Hook::Connect4 | Hook::Connect6 | Hook::Bind4 | Hook::Bind6));
     let first = detach(&leading);
     if !leading.is_empty() {
         let start = Instant::now();
@@ -310,7 +325,8 @@ fn under_way(here: &[Found], others: &[Found]) -> Result<Option<UnderWay>, Conne
     let find = |spec: &bpf::MapSpec| here.iter().chain(others).find_map(|found| found.known.map(spec));
     let (Some(destinations), Some(pending)) = (find(&DESTINATIONS), find(&PENDING)) else { return Ok(None) };
     let copy = |map: &Map| map.try_clone().map_err(kernel("go on with the maps that are there"));
-    Ok(Some(UnderWay { destinations: copy(destinations)?, pending: copy(pending)? }))
+    let clients = find(&CLIENTS).map(copy).transpose()?;
+    Ok(Some(UnderWay { destinations: copy(destinations)?, pending: copy(pending)?, clients }))
 }
 
 /// The address from which this namespace dials others, or any that it has.

@@ -12,8 +12,9 @@ use ipnet::IpNet;
 
 /// The bits of packet and connection marks that adit reads and writes, as Istio does; the others belong to whoever set them.
 pub const MARK_MASK: u32 = 0xfff;
-/// Connection and packet mark of connections that adit opened from a client's address: brings the replies back.
-pub const REPLY_MARK: u32 = 0x111;
+/// Connection and packet mark of connections that adit opens to the application in a client's name: brings the replies to the
+/// client's address back or, with [`Kind::Connect`], has the application told of the client.
+pub const CLIENT_MARK: u32 = 0x111;
 /// Connection and packet mark of connections captured by tproxy.
 pub const TPROXY_MARK: u32 = 0x112;
 
@@ -35,7 +36,8 @@ pub struct Options {
     pub uids: Vec<u32>,
     pub outbound: Filter,
     pub inbound: Filter,
-    /// Whether replies to client addresses that adit borrows come back to it.
+    /// Whether the application sees the client's address: replies to addresses that adit borrows come back to it or, with
+    /// [`Kind::Connect`], programs tell the application.
     pub preserve_source: bool,
     /// Capture nothing more after this time unless confirmed.
     pub rollback_after: Option<Duration>,
@@ -78,8 +80,15 @@ pub enum Kind {
     /// The packet stays as it is; the original destination is the local address. Needs `IP_TRANSPARENT`.
     Tproxy,
     /// Outbound at the socket, before there is a packet; the original destination comes from `SO_ORIGINAL_DST`. Inbound
-    /// like [`Kind::Tproxy`], and nothing needs to be tracked unless the client's address is kept.
+    /// like [`Kind::Tproxy`], but nothing needs to be tracked.
     Connect,
+}
+
+impl Options {
+    /// Whether programs tell the application of its clients.
+    pub(super) fn tells_clients(&self) -> bool {
+        self.kind == Kind::Connect && self.preserve_source && self.inbound.captures()
+    }
 }
 
 impl fmt::Display for Kind {
@@ -205,7 +214,7 @@ impl Mark {
     /// Refuses a mark that the rules would take for one of their own two.
     pub fn new(mark: NonZeroU32) -> Result<Self, InvalidMark> {
         match mark.get() & MARK_MASK {
-            REPLY_MARK | TPROXY_MARK => Err(InvalidMark::Taken(mark.get())),
+            CLIENT_MARK | TPROXY_MARK => Err(InvalidMark::Taken(mark.get())),
             _ => Ok(Self(mark)),
         }
     }

@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use super::options::{Filter, Kind, MARK_MASK, Options, Ports, REPLY_MARK, TPROXY_MARK};
+use super::options::{CLIENT_MARK, Filter, Kind, MARK_MASK, Options, Ports, TPROXY_MARK};
 
 /// Family and name of the one table.
 pub const TABLE: &str = "inet adit";
@@ -34,7 +34,7 @@ pub struct RuleSet {
     pub nft: String,
     /// Packet marks whose packets are routed to this namespace; each is one ip rule per family.
     pub local_marks: Vec<LocalMark>,
-    /// Whether programs capture outbound connections at the sockets, in place of rules.
+    /// Whether programs at the sockets do the rest: capture outbound connections, tell the application of its clients.
     pub at_sockets: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct LocalMark {
 }
 
 impl LocalMark {
-    pub const REPLIES: Self = Self { priority: 111, mark: REPLY_MARK };
+    pub const REPLIES: Self = Self { priority: 111, mark: CLIENT_MARK };
     pub const TPROXY: Self = Self { priority: 112, mark: TPROXY_MARK };
     /// All there can be.
     pub const ALL: &[Self] = &[Self::REPLIES, Self::TPROXY];
@@ -74,7 +74,7 @@ impl fmt::Display for LocalMark {
 /// Renders the rules.
 #[must_use]
 pub fn rules(options: &Options) -> RuleSet {
-    let at_sockets = options.kind == Kind::Connect && options.outbound.captures();
+    let at_sockets = options.kind == Kind::Connect && (options.outbound.captures() || options.tells_clients());
     if at_sockets && !options.inbound.captures() {
         return RuleSet { nft: removal(), local_marks: Vec::new(), at_sockets };
     }
@@ -84,14 +84,14 @@ pub fn rules(options: &Options) -> RuleSet {
     nft.line(0, &format!("delete table {TABLE}"));
     nft.line(0, &format!("table {TABLE} {{"));
     armed_set(&mut nft, options);
-    if options.outbound.captures() && !at_sockets {
+    if options.outbound.captures() && options.kind != Kind::Connect {
         outbound(&mut nft, options);
     }
     if options.inbound.captures() {
         inbound(&mut nft, options);
     }
     let mut local_marks = Vec::new();
-    if options.preserve_source && options.inbound.captures() {
+    if options.preserve_source && options.inbound.captures() && options.kind != Kind::Connect {
         borrowed(&mut nft, options);
         local_marks.push(LocalMark::REPLIES);
     }
@@ -170,8 +170,6 @@ fn outbound(nft: &mut Text, options: &Options) {
 
 fn inbound(nft: &mut Text, options: &Options) {
     let port = options.inbound_port;
-    // Answers to a client's own address are told by their connection. Without them nothing has to be remembered.
-    let tracked = options.kind == Kind::Tproxy || (options.kind == Kind::Connect && options.preserve_source);
     nft.line(1, "chain inbound {");
     match options.kind {
         Kind::Redirect => nft.line(2, "type nat hook prerouting priority -110; policy accept;"),
@@ -182,27 +180,27 @@ fn inbound(nft: &mut Text, options: &Options) {
     nft.line(2, "meta l4proto != tcp return");
     nft.rule("fib daddr type != local return", "forwarded: not to an address of this namespace");
     let captured = marked("ct", TPROXY_MARK);
-    if tracked {
+    if options.kind == Kind::Tproxy {
         nft.rule("ct direction reply return", "opened here");
         nft.rule(&format!("meta l4proto tcp {captured} tproxy to :{port} accept"), "captured at its first packet");
         nft.rule(&format!("meta l4proto tcp {captured} reject with tcp reset"), "adit does not listen");
     }
-    if options.kind == Kind::Redirect || tracked {
-        first_packets_only(nft, options);
-    } else {
-        until_rolled_back(nft, options);
+    match options.kind {
+        Kind::Redirect | Kind::Tproxy => first_packets_only(nft, options),
+        // Nothing is tracked: each packet is looked at.
+        Kind::Connect => until_rolled_back(nft, options),
     }
     let own = options.own_ports.union(&Ports::of(&[options.hbone_port.get()]));
     nft.rule(&format!("tcp dport {{ {own} }} return"), "adit's own doors");
     exemptions(nft, &options.inbound, "saddr");
     match options.kind {
         Kind::Redirect => nft.rule(&format!("meta l4proto tcp counter redirect to :{port}"), "captured"),
-        Kind::Tproxy | Kind::Connect if tracked => {
+        Kind::Tproxy => {
             let remember = set_mark("ct", TPROXY_MARK);
             nft.rule(&format!("meta l4proto tcp counter {remember} tproxy to :{port} accept"), "captured");
             nft.rule(&format!("meta l4proto tcp {captured} reject with tcp reset"), "adit does not listen");
         }
-        Kind::Tproxy | Kind::Connect => {
+        Kind::Connect => {
             // To the connection that it belongs to, if that is adit's; if it belongs to none, to adit, which alone knows its SYN cookies.
             nft.rule(&format!("{FIRST_PACKET} != syn tproxy to :{port} accept"), "captured at its first packet");
             nft.rule(&format!("{FIRST_PACKET} != syn return"), "not captured");
@@ -233,7 +231,7 @@ fn borrowed(nft: &mut Text, options: &Options) {
         nft.line(1, "# The application sees a port that no client chooses by itself, so that the ends never meet in a socket table.");
         nft.line(1, "chain borrowed_port {");
         nft.line(2, "type nat hook postrouting priority srcnat; policy accept;");
-        let borrowed = marked("ct", REPLY_MARK);
+        let borrowed = marked("ct", CLIENT_MARK);
         nft.line(2, &format!("oif lo {FIRST_PACKET} == syn {borrowed} snat to :{from}-{to}"));
         nft.line(1, "}");
         nft.blank();
@@ -244,11 +242,11 @@ fn borrowed(nft: &mut Text, options: &Options) {
     for borrowed in &borrowed {
         nft.rule(
             // What adit answers under tproxy, it answers from the destination's address: not borrowed.
-            &format!("ct direction original {borrowed} {} return", set_mark("ct", REPLY_MARK)),
+            &format!("ct direction original {borrowed} {} return", set_mark("ct", CLIENT_MARK)),
             "opened by adit from a client's address",
         );
     }
-    let reply = format!("ct direction reply {} {}", marked("ct", REPLY_MARK), set_mark("meta", REPLY_MARK));
+    let reply = format!("ct direction reply {} {}", marked("ct", CLIENT_MARK), set_mark("meta", CLIENT_MARK));
     nft.rule(&reply, "replies come back on lo by their mark");
     nft.line(1, "}");
 }
@@ -326,10 +324,7 @@ impl Text {
 impl fmt::Display for RuleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.at_sockets {
-            writeln!(
-                f,
-                "# Outbound connections: BPF programs, which a shell cannot attach; `adit redirect apply` does."
-            )?;
+            writeln!(f, "# At the sockets: BPF programs, which a shell cannot attach; `adit redirect apply` does.")?;
         }
         for family in ["-4", "-6"] {
             if !self.local_marks.is_empty() {

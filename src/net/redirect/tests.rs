@@ -46,8 +46,9 @@ fn the_rules_are_these_to_the_letter() {
         ("tproxy", tproxy, include_str!("golden/tproxy.sh")),
         ("filtered_redirect", filtered(Kind::Redirect), include_str!("golden/filtered_redirect.sh")),
         ("filtered_tproxy", filtered(Kind::Tproxy), include_str!("golden/filtered_tproxy.sh")),
+        // That the application sees its clients takes no rule.
         ("connect", at_sockets(true), include_str!("golden/connect.sh")),
-        ("connect_untracked", at_sockets(false), include_str!("golden/connect_untracked.sh")),
+        ("connect", at_sockets(false), include_str!("golden/connect.sh")),
         ("by_uid", by_uid, include_str!("golden/by_uid.sh")),
         ("outbound_only", outbound_only(), include_str!("golden/outbound_only.sh")),
     ] {

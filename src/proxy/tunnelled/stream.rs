@@ -10,6 +10,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,12 +28,12 @@ use crate::hbone::{Chunk, Lease, Stream};
 use crate::mesh::{Snapshot, Workload};
 use crate::net::address::{OriginalDst, PeerAddr, UpstreamAddr};
 use crate::net::descriptors::Lent;
-use crate::net::dial::Dialled;
+use crate::net::dial::{Dialled, Source};
 use crate::net::own_sockets::Way;
 use crate::proxy::account::{self, Ending};
 use crate::proxy::connect::{Connected, Request, Via, connect};
 use crate::proxy::gate::{pass, served};
-use crate::proxy::inbound::source_to_borrow;
+use crate::proxy::inbound::source_to_show;
 use crate::proxy::limits::Admitted;
 use crate::proxy::next_hop::{NextHop, Question, Refusal as NoHop, next_hop};
 use crate::proxy::proxy_header::{HEADER_WITHIN, proxy_v2};
@@ -228,7 +229,8 @@ async fn open(
     let source = match hop.proxy_target {
         // On loopback; the header says who it is.
         Some(_) => None,
-        None => source_to_borrow(worker, settings.preserve_source, entry.peer.ip(), hop.address.ip())?,
+        // The port is the tunnel's, and says nothing of the client's.
+        None => source_to_show(worker, settings, SocketAddr::new(entry.peer.ip(), 0), hop.address.ip())?,
     };
     entry.set_state(State::Connecting);
     let (address, workload) = (hop.address, Some(Arc::clone(&local)));
@@ -243,7 +245,7 @@ async fn open(
         limits: &settings.connect,
         tunnel: &settings.tunnel,
         source,
-        way: if source.is_some() { Way::Borrowed } else { Way::In },
+        way: source.map_or(Way::In, Source::way),
     };
     // Never a tunnel: the target says so.
     let Connected { via: Via::Socket(dialled), .. } = connect(worker, &request, attempts).await? else {

@@ -8,9 +8,19 @@
 //! getpeername  the application asks its socket                  -> the destination it remembers
 //! ```
 //!
+//! And where the application is to see its clients, of which adit takes the place:
+//!
+//! ```text
+//! bind         adit, to a client's address                      -> remember the client with the socket, bind to nothing
+//! sock_ops     its SYN is about to leave                        -> both ends of the connection -> client into `clients`
+//! sock_ops     the application's end has come about             -> move it from `clients` to that socket
+//! getpeername  accept and getpeername of the application        -> the client it remembers
+//! ```
+//!
 //! Fails closed: where the destination cannot be remembered, `connect` is refused; where it cannot be noted, adit finds none
 //! and resets the connection. Addresses are 16 bytes everywhere, IPv4 ones mapped, in the order of the network.
 
+mod clients;
 mod layout;
 mod parts;
 
@@ -22,7 +32,7 @@ use crate::net::bpf::asm::{Asm, AsmError, Condition, Helper, Label, Reg, Width};
 use crate::net::redirect::options::Mark;
 
 use layout::*;
-pub(super) use layout::{CLIENT_BYTES, DESTINATION_BYTES};
+pub(super) use layout::{CLIENT_BYTES, CONNECTION_BYTES, DESTINATION_BYTES};
 use parts::*;
 
 use Condition::{Equal, Greater, NotEqual, NotGreater};
@@ -61,6 +71,8 @@ pub(super) fn program(hook: Hook, plan: &Plan, tables: &Tables) -> Result<Vec<u8
     asm.mov(R6, R1);
     asm.map(R1, &tables.state);
     match hook {
+        Hook::Bind4 => clients::take(&mut asm, Version::V4, plan, tables),
+        Hook::Bind6 => clients::take(&mut asm, Version::V6, plan, tables),
         Hook::Connect4 => connect(&mut asm, Version::V4, plan, tables),
         Hook::Connect6 => connect(&mut asm, Version::V6, plan, tables),
         Hook::PeerName4 => peer_name(&mut asm, Version::V4, plan, tables),
@@ -73,14 +85,17 @@ pub(super) fn program(hook: Hook, plan: &Plan, tables: &Tables) -> Result<Vec<u8
 
 /// Whether to capture what is dialled, and if so, where to.
 fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
-    let (leave, forget, refuse) = (asm.label(), asm.label(), asm.label());
+    let (leave, not_chosen, refuse) = (asm.label(), asm.label(), asm.label());
     unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
     unless(asm, R6, ADDR_PROTOCOL, IPPROTO_TCP, leave);
     unless_namespace(asm, plan, leave);
     asm.load(Double, R7, R6, ADDR_SK);
     unless_adit(asm, plan, leave);
-    destination_to_stack(asm, version);
-    unless_chosen(asm, plan.door, tables, leave, forget);
+    if tables.clients.is_some() {
+        clients::unless_told_of(asm, leave);
+    }
+    address_to_stack(asm, version);
+    unless_chosen(asm, plan.door, tables, leave, not_chosen);
     remember(asm, tables, refuse);
     unbind_device(asm);
     match version {
@@ -104,10 +119,8 @@ fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
     }
     asm.jump(leave);
     // It may have been captured before: a socket whose connect has failed may dial again.
-    asm.bind(forget);
-    asm.map(R1, &tables.destinations);
-    asm.mov(R2, R7);
-    asm.call(Helper::SkStorageDelete);
+    asm.bind(not_chosen);
+    forget(asm, tables);
     asm.bind(leave);
     asm.set(R0, 1);
     asm.exit();
@@ -132,11 +145,11 @@ fn unless_adit(asm: &mut Asm, plan: &Plan, leave: Label) {
     }
 }
 
-/// `ENDS`: where it is dialled to; `R8`: the port, in this machine's order.
-fn destination_to_stack(asm: &mut Asm, version: Version) {
+/// `ENDS`: the address that a call was given; `R8`: its port, in this machine's order.
+fn address_to_stack(asm: &mut Asm, version: Version) {
     match version {
-        Version::V4 => mapped_to_stack(asm, R6, ADDR_IP4),
-        Version::V6 => native_to_stack(asm, R6, ADDR_IP6),
+        Version::V4 => mapped_to_stack(asm, R6, ADDR_IP4, ENDS),
+        Version::V6 => native_to_stack(asm, R6, ADDR_IP6, ENDS),
     }
     asm.load(Word, R8, R6, ADDR_PORT);
     asm.store_value(Double, R10, ENDS + PORT_AT, 0);
@@ -145,7 +158,7 @@ fn destination_to_stack(asm: &mut Asm, version: Version) {
 }
 
 /// By address, port and time.
-fn unless_chosen(asm: &mut Asm, door: u16, tables: &Tables, leave: Label, forget: Label) {
+fn unless_chosen(asm: &mut Asm, door: u16, tables: &Tables, leave: Label, not_chosen: Label) {
     asm.store_value(Word, R10, PREFIX, 128);
     for word in [0, 4, 8, 12] {
         asm.load(Word, R1, R10, ENDS + word);
@@ -156,30 +169,31 @@ fn unless_chosen(asm: &mut Asm, door: u16, tables: &Tables, leave: Label, forget
     asm.jump_if(R0, Equal, 0, others);
     // Another program of ours, at a cgroup above or below, may have been here before.
     asm.jump_if32(R8, Equal, door.into(), leave);
-    asm.jump(forget);
+    asm.jump(not_chosen);
     asm.bind(others);
     // A bit for each port, 64 to an entry.
     asm.mov(R1, R8);
     asm.shift_right32(R1, 6);
     asm.store(Word, R10, NUMBER, R1);
     look_up(asm, &tables.ports, NUMBER);
-    asm.jump_if(R0, Equal, 0, forget);
+    asm.jump_if(R0, Equal, 0, not_chosen);
     asm.load(Double, R1, R0, 0);
     asm.and32(R8, 63);
     asm.shift_right(R1, R8);
     asm.and32(R1, 1);
-    asm.jump_if(R1, Equal, 0, forget);
+    asm.jump_if(R1, Equal, 0, not_chosen);
     let lasting = asm.label();
     asm.store_value(Word, R10, NUMBER, 0);
     look_up(asm, &tables.state, NUMBER);
-    asm.jump_if(R0, Equal, 0, forget);
+    asm.jump_if(R0, Equal, 0, not_chosen);
     asm.load(Double, R8, R0, DEADLINE_AT);
     asm.jump_if(R8, Equal, 0, lasting);
     asm.call(Helper::BootNanoseconds);
-    asm.jump_if_reg(R0, Greater, R8, forget);
+    asm.jump_if_reg(R0, Greater, R8, not_chosen);
     asm.bind(lasting);
 }
 
+/// The socket in `R7` remembers what is at `ENDS`.
 fn remember(asm: &mut Asm, tables: &Tables, refuse: Label) {
     asm.map(R1, &tables.destinations);
     asm.mov(R2, R7);
@@ -256,11 +270,13 @@ fn sockaddr_to_stack(asm: &mut Asm, version: Version, ip: Ipv6Addr) -> i32 {
     }
 }
 
-/// The application sees whom it has dialled.
+/// The application sees whom it has dialled, or who has dialled it.
 fn peer_name(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
     let leave = asm.label();
     unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
-    unless(asm, R6, ADDR_PORT, network_port(plan.door), leave);
+    if tables.clients.is_none() {
+        unless(asm, R6, ADDR_PORT, network_port(plan.door), leave);
+    }
     asm.load(Double, R7, R6, ADDR_SK);
     remembered(asm, tables);
     asm.jump_if(R0, Equal, 0, leave);
@@ -285,27 +301,30 @@ fn peer_name(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
 
 /// Only now is the client's port known.
 fn note(asm: &mut Asm, plan: &Plan, tables: &Tables) {
-    let (leave, known) = (asm.label(), asm.label());
+    let (leave, known, elsewhere) = (asm.label(), asm.label(), asm.label());
+    if let Some(clients) = &tables.clients {
+        clients::tell(asm, plan, tables, clients, leave);
+    }
     unless(asm, R6, OPS_OP, BPF_SOCK_OPS_TCP_CONNECT_CB, leave);
-    unless(asm, R6, OPS_REMOTE_PORT, u32::from(plan.door).to_be(), leave);
     unless_namespace(asm, plan, leave);
     asm.load(Double, R7, R6, OPS_SK);
     asm.jump_if(R7, Equal, 0, leave);
-    end_to_stack(asm, R6, OPS_FAMILY, OPS_LOCAL_IP4, OPS_LOCAL_IP6);
+    unless(asm, R6, OPS_REMOTE_PORT, u32::from(plan.door).to_be(), elsewhere);
+    end_to_stack(asm, R6, OPS_FAMILY, (OPS_LOCAL_IP4, OPS_LOCAL_IP6), ENDS);
     asm.load(Word, R1, R6, OPS_LOCAL_PORT);
     asm.store(Word, R10, ENDS + PORT_AT, R1);
     remembered(asm, tables);
     asm.jump_if(R0, NotEqual, 0, known);
     // Somebody dials the door itself, from where a captured client may have been that adit never asked about.
-    forget_pending(asm, tables);
+    cross_out(asm, &tables.pending, ENDS);
     asm.jump(leave);
     asm.bind(known);
-    asm.mov(R3, R0);
-    asm.map(R1, &tables.pending);
-    asm.mov(R2, R10);
-    asm.add(R2, ENDS.into());
-    asm.set(R4, 0);
-    asm.call(Helper::MapUpdate);
+    enter(asm, &tables.pending, ENDS);
+    asm.jump(leave);
+    asm.bind(elsewhere);
+    if let Some(clients) = &tables.clients {
+        clients::note(asm, tables, clients);
+    }
     asm.bind(leave);
     asm.set(R0, 1);
     asm.exit();
@@ -321,7 +340,7 @@ fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
     unless_namespace(asm, plan, leave);
     asm.load(Double, R7, R6, OPT_SK);
     unless(asm, R7, SOCK_LOCAL_PORT, plan.door.into(), leave);
-    end_to_stack(asm, R7, SOCK_FAMILY, SOCK_REMOTE_IP4, SOCK_REMOTE_IP6);
+    end_to_stack(asm, R7, SOCK_FAMILY, (SOCK_REMOTE_IP4, SOCK_REMOTE_IP6), ENDS);
     asm.load(Half, R1, R7, SOCK_REMOTE_PORT);
     asm.swap16(R1);
     asm.store(Word, R10, ENDS + PORT_AT, R1);
@@ -351,7 +370,7 @@ fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
     set_context(asm, OPT_LENGTH, 28);
     asm.bind(written);
     set_context(asm, OPT_RESULT, 0);
-    forget_pending(asm, tables);
+    cross_out(asm, &tables.pending, ENDS);
     asm.bind(leave);
     asm.set(R0, 1);
     asm.exit();

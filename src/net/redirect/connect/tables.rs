@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::programs::{CLIENT_BYTES, DESTINATION_BYTES};
+use super::programs::{CLIENT_BYTES, CONNECTION_BYTES, DESTINATION_BYTES};
 use crate::net::bpf::{Map, MapKind, MapSpec};
 use crate::net::redirect::options::Filter;
 
-/// With each socket that was captured, where it was going.
+/// With each socket, whom the application takes for its peer: of one that was captured, where it was going; of one that it has
+/// accepted from adit, the client.
 pub(super) const DESTINATIONS: MapSpec = MapSpec {
     name: "adit_dst",
     kind: MapKind::SocketStorage,
@@ -27,6 +28,15 @@ pub(super) const PENDING: MapSpec = MapSpec {
     name: "adit_pending",
     kind: MapKind::LruHash,
     key_bytes: CLIENT_BYTES,
+    value_bytes: DESTINATION_BYTES,
+    entries: MOST_PENDING,
+};
+/// From the SYN of adit's connection to the application until that has come about. One that fails leaves its entry until
+/// the next with the same ends, or until others need the room.
+pub(super) const CLIENTS: MapSpec = MapSpec {
+    name: "adit_clients",
+    kind: MapKind::LruHash,
+    key_bytes: CONNECTION_BYTES,
     value_bytes: DESTINATION_BYTES,
     entries: MOST_PENDING,
 };
@@ -47,6 +57,8 @@ const PORTS: MapSpec =
 pub(super) struct Tables {
     pub(super) destinations: Map,
     pub(super) pending: Map,
+    /// Where the application is told of its clients.
+    pub(super) clients: Option<Map>,
     pub(super) state: Map,
     pub(super) exempt: Map,
     pub(super) ports: Map,
@@ -57,6 +69,7 @@ pub(super) struct Tables {
 pub(super) struct UnderWay {
     pub(super) destinations: Map,
     pub(super) pending: Map,
+    pub(super) clients: Option<Map>,
 }
 
 /// What is in [`STATE`].
@@ -90,15 +103,23 @@ impl Tables {
         state: State,
         exempt: &[IpNet],
         filter: &Filter,
+        tells_clients: bool,
     ) -> io::Result<Self> {
-        let UnderWay { destinations, pending } = match under_way {
+        let UnderWay { destinations, pending, clients } = match under_way {
             Some(under_way) => under_way,
-            None => UnderWay { destinations: Map::create(DESTINATIONS)?, pending: Map::create(PENDING)? },
+            None => {
+                UnderWay { destinations: Map::create(DESTINATIONS)?, pending: Map::create(PENDING)?, clients: None }
+            }
+        };
+        let clients = match (clients, tells_clients) {
+            (clients, true) => Some(clients.map_or_else(|| Map::create(CLIENTS), Ok)?),
+            (_, false) => None,
         };
         let entries = u32::try_from(exempt.len()).unwrap_or(u32::MAX).max(1);
         let tables = Self {
             destinations,
             pending,
+            clients,
             state: Map::create(STATE)?,
             exempt: Map::create(MapSpec { entries, ..EXEMPT })?,
             ports: Map::create(PORTS)?,

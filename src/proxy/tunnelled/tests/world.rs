@@ -176,7 +176,7 @@ impl World {
             log: logger.handle(),
             families,
             mark: None,
-            can_borrow_source: [AtomicBool::new(false), AtomicBool::new(false)],
+            can_show_source: [AtomicBool::new(false), AtomicBool::new(false)],
             force_until: std::sync::OnceLock::new(),
             exhaustion: Exhaustion::default(),
             accepting: Default::default(),

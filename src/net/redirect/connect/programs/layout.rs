@@ -4,7 +4,12 @@
 pub(in super::super) const DESTINATION_BYTES: u32 = 24;
 /// A client's end: address, port in this machine's order.
 pub(in super::super) const CLIENT_BYTES: u32 = 20;
+/// A connection within this namespace: both addresses, dialling and dialled, and both ports in this machine's order.
+pub(in super::super) const CONNECTION_BYTES: u32 = 40;
 pub(super) const PORT_AT: i16 = 16;
+pub(super) const DIALLED_AT: i16 = 16;
+pub(super) const DIALLING_PORT_AT: i16 = 32;
+pub(super) const DIALLED_PORT_AT: i16 = 36;
 
 pub(super) const AF_INET: u32 = 2;
 pub(super) const AF_INET6: u32 = 10;
@@ -17,6 +22,7 @@ pub(super) const SO_BINDTODEVICE: i32 = 25;
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` alike.
 pub(super) const SO_ORIGINAL_DST: u32 = 80;
 pub(super) const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
+pub(super) const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 pub(super) const BPF_SK_STORAGE_GET_F_CREATE: i32 = 1;
 /// `lo`.
 pub(super) const LOOPBACK_DEVICE: u32 = 1;
@@ -31,7 +37,9 @@ pub(super) const ADDR_SK: i16 = 64;
 /// Of `struct bpf_sock_ops`.
 pub(super) const OPS_OP: i16 = 0;
 pub(super) const OPS_FAMILY: i16 = 20;
+pub(super) const OPS_REMOTE_IP4: i16 = 24;
 pub(super) const OPS_LOCAL_IP4: i16 = 28;
+pub(super) const OPS_REMOTE_IP6: i16 = 32;
 pub(super) const OPS_LOCAL_IP6: i16 = 48;
 pub(super) const OPS_REMOTE_PORT: i16 = 64;
 pub(super) const OPS_LOCAL_PORT: i16 = 68;
@@ -53,11 +61,12 @@ pub(super) const SOCK_REMOTE_PORT: i16 = 48;
 pub(super) const SOCK_REMOTE_IP4: i16 = 52;
 pub(super) const SOCK_REMOTE_IP6: i16 = 56;
 
-/// On the stack, below `R10`: an address with its port, the key of `exempt`, a number, an address for the kernel.
+/// On the stack, below `R10`: an address with its port, the key of `exempt`, a number, an address for the kernel, a connection.
 pub(super) const ENDS: i16 = -24;
 pub(super) const PREFIX: i16 = -48;
 pub(super) const NUMBER: i16 = -56;
 pub(super) const SOCKADDR: i16 = -88;
+pub(super) const CONNECTION: i16 = -128;
 
 /// The third word of a mapped address.
 pub(super) const MAPPED: u32 = 0xffff_u32.to_be();

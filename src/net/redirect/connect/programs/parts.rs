@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::layout::{AF_INET6, ENDS, MAPPED};
+use super::layout::{AF_INET6, MAPPED};
 use super::{Plan, Tables};
 use crate::net::bpf::Map;
 use crate::net::bpf::asm::{Asm, Condition, Helper, Label, Reg, Width};
@@ -27,10 +27,28 @@ pub(super) fn remembered(asm: &mut Asm, tables: &Tables) {
     asm.call(Helper::SkStorageGet);
 }
 
-pub(super) fn forget_pending(asm: &mut Asm, tables: &Tables) {
-    asm.map(R1, &tables.pending);
+/// The socket in `R7` remembers nothing from here on.
+pub(super) fn forget(asm: &mut Asm, tables: &Tables) {
+    asm.map(R1, &tables.destinations);
+    asm.mov(R2, R7);
+    asm.call(Helper::SkStorageDelete);
+}
+
+/// The entry of `map` for the key at `at` of the stack becomes what `R0` points to.
+pub(super) fn enter(asm: &mut Asm, map: &Map, at: i16) {
+    asm.mov(R3, R0);
+    asm.map(R1, map);
     asm.mov(R2, R10);
-    asm.add(R2, ENDS.into());
+    asm.add(R2, at.into());
+    asm.set(R4, 0);
+    asm.call(Helper::MapUpdate);
+}
+
+/// `map` has nothing more for the key at `at` of the stack.
+pub(super) fn cross_out(asm: &mut Asm, map: &Map, at: i16) {
+    asm.map(R1, map);
+    asm.mov(R2, R10);
+    asm.add(R2, at.into());
     asm.call(Helper::MapDelete);
 }
 
@@ -60,29 +78,29 @@ pub(super) fn unless_mapped(asm: &mut Asm, base: Reg, at: i16, leave: Label) {
     }
 }
 
-/// One end of a socket of either family, at `ENDS`.
-pub(super) fn end_to_stack(asm: &mut Asm, base: Reg, family: i16, ip4: i16, ip6: i16) {
+/// One end of a socket of either family, at `to` of the stack.
+pub(super) fn end_to_stack(asm: &mut Asm, base: Reg, family: i16, (ip4, ip6): (i16, i16), to: i16) {
     let (native, written) = (asm.label(), asm.label());
     asm.load(Word, R1, base, family);
     asm.jump_if32(R1, Equal, AF_INET6, native);
-    mapped_to_stack(asm, base, ip4);
+    mapped_to_stack(asm, base, ip4, to);
     asm.jump(written);
     asm.bind(native);
-    native_to_stack(asm, base, ip6);
+    native_to_stack(asm, base, ip6, to);
     asm.bind(written);
 }
 
-/// An IPv4 address as 16 bytes at `ENDS`.
-pub(super) fn mapped_to_stack(asm: &mut Asm, base: Reg, at: i16) {
-    asm.store_value(Double, R10, ENDS, 0);
-    asm.store_value(Word, R10, ENDS + 8, MAPPED.cast_signed());
-    copy(asm, Word, (base, at), (R10, ENDS + 12));
+/// An IPv4 address as 16 bytes at `to` of the stack.
+pub(super) fn mapped_to_stack(asm: &mut Asm, base: Reg, at: i16, to: i16) {
+    asm.store_value(Double, R10, to, 0);
+    asm.store_value(Word, R10, to + 8, MAPPED.cast_signed());
+    copy(asm, Word, (base, at), (R10, to + 12));
 }
 
-/// An IPv6 address at `ENDS`.
-pub(super) fn native_to_stack(asm: &mut Asm, base: Reg, at: i16) {
+/// An IPv6 address at `to` of the stack.
+pub(super) fn native_to_stack(asm: &mut Asm, base: Reg, at: i16, to: i16) {
     for word in [0, 4, 8, 12] {
-        copy(asm, Word, (base, at + word), (R10, ENDS + word));
+        copy(asm, Word, (base, at + word), (R10, to + word));
     }
 }
 
