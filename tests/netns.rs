@@ -21,3 +21,6 @@ mod connect;
 
 #[path = "netns/clients.rs"]
 mod clients;
+
+#[path = "netns/inbound.rs"]
+mod inbound;

@@ -133,6 +133,8 @@ fn capture_at_socket(AtSocket { program, cgroup }: AtSocket<'_>) -> Result<()> {
     let (adit, cgroup) = adit.zip(cgroup).context("a path is no text")?;
     run("ip", &["address", "add", &format!("{CLIENT}/32"), "dev", "lo"], "")?;
     run("ip", &["address", "delete", &format!("{HOST}/32"), "dev", "lo"], "")?;
+    // Where it keeps the program for inbound connections; the cell has mounts of its own.
+    run("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"], "")?;
     let apply = ["redirect", "apply", "--kind", "connect", "--force", "--cgroup", cgroup];
     run(adit, &apply, "")?;
     run("ip", &["address", "add", &format!("{HOST}/32"), "dev", "lo"], "")

@@ -5,11 +5,13 @@
 //! the size of a map's keys and values, which is checked here against what was given. What the kernel refuses comes out as
 //! its error number, for a program with the words of the verifier.
 //!
-//! Deliberately absent: object files, links, pins. Programs stay attached to a cgroup without any of them.
+//! Deliberately absent: object files, and links where there are other ways. Programs stay attached to a cgroup without; a network
+//! namespace knows nothing else, and a link wants a pin to stay.
 
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 pub mod asm;
+mod link;
 mod map;
 mod program;
 
@@ -20,6 +22,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
+pub use link::{Link, links};
 pub use map::{Map, MapKind, MapSpec};
 pub use program::{Hook, Program, ProgramInfo, Refused, attached, programs};
 
@@ -30,6 +33,7 @@ enum Command {
     MapUpdate = 2,
     MapNextKey = 4,
     ProgLoad = 5,
+    Pin = 6,
     ProgAttach = 8,
     ProgDetach = 9,
     ProgNextId = 11,
@@ -38,6 +42,11 @@ enum Command {
     Info = 15,
     ProgQuery = 16,
     BtfLoad = 18,
+    LinkCreate = 28,
+    LinkUpdate = 29,
+    LinkById = 30,
+    LinkNextId = 31,
+    LinkDetach = 34,
 }
 
 /// `union bpf_attr`: zeros but for what is set. Longer than older kernels know it; they accept that of zeros.
@@ -117,6 +126,20 @@ fn name_at(bytes: &[u8], at: usize) -> String {
 fn ask(fd: BorrowedFd<'_>, info: &mut [u8]) -> io::Result<()> {
     let bytes = info.len();
     Block::new().fd(0, fd).count(4, bytes).output(8, info).call(Command::Info).map(drop)
+}
+
+/// All that `next` counts up.
+fn numbers(next: Command) -> io::Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    loop {
+        let mut block = Block::new().word(0, ids.last().copied().unwrap_or(0));
+        match block.call(next) {
+            Ok(_) => ids.push(block.read(4)),
+            // The last, or a kernel that has none.
+            Err(error) if is(&error, Errno::NOENT) || is(&error, Errno::NOSYS) => return Ok(ids),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-pub use connect::ConnectError;
+pub use connect::{ByRule, ConnectError};
 pub use nft::{NftError, check, table};
 pub use options::{CLIENT_MARK, Filter, InvalidMark, InvalidPorts, Kind, MARK_MASK, Mark, Options, Ports, TPROXY_MARK};
 pub use readiness::NotReady;
@@ -42,6 +42,14 @@ pub struct Safeguards {
     pub host: bool,
     /// Where adit says whether it is ready; `None`: do not ask.
     pub readiness: Option<SocketAddr>,
+}
+
+/// What [`apply`] has done.
+#[derive(Debug)]
+pub struct Applied {
+    pub rules: RuleSet,
+    /// With [`Kind::Connect`]: why a rule captures inbound connections, and not the sockets.
+    pub inbound_by_rule: Option<ByRule>,
 }
 
 /// What [`confirm`] found.
@@ -131,7 +139,7 @@ pub fn wait_until_ready(address: SocketAddr, limit: Duration) {
 }
 
 /// Installs the rules of `options` in the network namespace of the calling thread, in place of any there were.
-pub fn apply(options: &Options, safeguards: &Safeguards) -> Result<RuleSet, RedirectError> {
+pub fn apply(options: &Options, safeguards: &Safeguards) -> Result<Applied, RedirectError> {
     if options.mark.is_none() && options.uids.is_empty() {
         return Err(RedirectError::NothingExempt);
     }
@@ -143,21 +151,27 @@ pub fn apply(options: &Options, safeguards: &Safeguards) -> Result<RuleSet, Redi
     if let Some(address) = safeguards.readiness {
         readiness::ask(address).map_err(RedirectError::NotReady)?;
     }
-    let rules = rules(options);
+    let mut rules = rules(options);
     // First, so that at no time nothing captures: rules that are still there leave alone what goes to adit's door.
     let attached = rules.at_sockets.then(|| connect::attach(options)).transpose().map_err(RedirectError::Connect)?;
+    if attached.is_some() && matches!(table(), Ok(Some(_))) {
+        connect::let_finish();
+    }
+    if attached.as_ref().is_some_and(|attached| attached.by_rule().is_none()) {
+        rules = ruleset::without_rules();
+    }
     if let Err(error) = install(&rules) {
         if let Some(attached) = attached {
             attached.undo();
         }
         return Err(error);
     }
-    match attached {
+    let inbound_by_rule = match attached {
         Some(attached) => attached.finish(),
-        None => allowed(connect::remove()).map(drop),
+        None => allowed(connect::remove()).map(|_any| None),
     }
     .map_err(RedirectError::Connect)?;
-    Ok(rules)
+    Ok(Applied { rules, inbound_by_rule })
 }
 
 /// Routes and rules, and nothing of an earlier `apply` that they do not need.

@@ -94,6 +94,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("net/cgroup.rs", &["CGROUP2_MAGIC", "MAX_FOLDERS"]),
     ("net/own_sockets.rs", &["SHARDS"]),
     ("net/redirect/connect.rs", &["BETWEEN", "PAUSE"]),
+    ("net/redirect/connect/inbound.rs", &["MAGIC"]),
     (
         "net/redirect/connect/programs/layout.rs",
         &[
@@ -111,6 +112,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
             "SO_ORIGINAL_DST",
             "BPF_SOCK_OPS_TCP_CONNECT_CB",
             "BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB",
+            "BPF_SOCK_OPS_TCP_LISTEN_CB",
             "BPF_SK_STORAGE_GET_F_CREATE",
             "LOOPBACK_DEVICE",
             "MAPPED",

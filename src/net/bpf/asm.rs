@@ -49,11 +49,15 @@ pub enum Helper {
     MapUpdate = 2,
     MapDelete = 3,
     CurrentUidGid = 15,
+    SocketCookie = 46,
     SetSockOpt = 49,
+    SocketMapUpdate = 53,
     Bind = 64,
+    SocketRelease = 86,
     SkStorageGet = 107,
     SkStorageDelete = 108,
     NetnsCookie = 122,
+    SocketAssign = 124,
     BootNanoseconds = 125,
 }
 

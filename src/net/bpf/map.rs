@@ -14,6 +14,8 @@ pub enum MapKind {
     Array = 2,
     /// Keeps what was used last.
     LruHash = 9,
+    /// Sockets by number; one that is closed leaves it.
+    Sockets = 15,
     /// By the longest prefix.
     LpmTrie = 11,
     /// A value per socket, which goes with the socket.

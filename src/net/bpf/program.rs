@@ -14,7 +14,7 @@ const MAX_ATTACHED: usize = 64;
 /// More maps than any of adit's programs has.
 const MAX_MAPS: usize = 16;
 
-/// Where a program runs: one hook of a cgroup.
+/// Where a program runs: one hook of a cgroup or, the last, of a network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     Bind4,
@@ -25,11 +25,12 @@ pub enum Hook {
     PeerName6,
     SockOps,
     GetSockOpt,
+    SocketLookup,
 }
 
 impl Hook {
     /// `enum bpf_attach_type`.
-    const fn attach_type(self) -> u32 {
+    pub(super) const fn attach_type(self) -> u32 {
         match self {
             Self::SockOps => 3,
             Self::Bind4 => 8,
@@ -39,6 +40,7 @@ impl Hook {
             Self::GetSockOpt => 21,
             Self::PeerName4 => 29,
             Self::PeerName6 => 30,
+            Self::SocketLookup => 36,
         }
     }
 
@@ -47,6 +49,7 @@ impl Hook {
         match self {
             Self::SockOps => 13,
             Self::GetSockOpt => 25,
+            Self::SocketLookup => 30,
             Self::Bind4 | Self::Bind6 | Self::Connect4 | Self::Connect6 | Self::PeerName4 | Self::PeerName6 => 18,
         }
     }
@@ -113,6 +116,10 @@ impl Program {
         }
     }
 
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// # Errors
     /// What the kernel says.
     pub fn info(&self) -> io::Result<ProgramInfo> {
@@ -154,16 +161,7 @@ impl Program {
 /// # Errors
 /// What the kernel says: EPERM without CAP_SYS_ADMIN in the first user namespace.
 pub fn programs() -> io::Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    loop {
-        let mut block = Block::new().word(0, ids.last().copied().unwrap_or(0));
-        match block.call(Command::ProgNextId) {
-            Ok(_) => ids.push(block.read(4)),
-            // The last, or a kernel that has none.
-            Err(error) if is(&error, Errno::NOENT) || is(&error, Errno::NOSYS) => return Ok(ids),
-            Err(error) => return Err(error),
-        }
-    }
+    super::numbers(Command::ProgNextId)
 }
 
 /// The numbers of the programs at `hook` of `cgroup` itself, in the order in which they run.

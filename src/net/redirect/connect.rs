@@ -1,6 +1,6 @@
 //! Capture at the socket: BPF programs of a cgroup, which lead what the processes of this network namespace connect to adit's
-//! outbound door, before there is a packet. Nothing is translated, so nothing needs to be tracked. Inbound they tell the
-//! application who its clients are.
+//! outbound door, before there is a packet; and one of the namespace, which leads inbound connections to adit's other door ([`inbound`]).
+//! Nothing is translated, so nothing needs to be tracked; the application is told who its clients are.
 //!
 //! ```text
 //! Options, addresses, cgroup -> Tables (maps) -> programs -> attach -> the kernel
@@ -8,11 +8,12 @@
 //! ```
 //!
 //! Programs run for all processes of the cgroup and look at those of one network namespace only, so the cgroup may be that
-//! of the whole machine. They stay when the process that attached them ends, and are found again by walking the cgroups:
-//! a program is adit's by its name, and this namespace's by what its map `adit_state` says. An `apply` takes the place of an
+//! of the whole machine. They stay when the process that attached them ends, and are found again ([`known()`]). An `apply` takes the place of an
 //! earlier one hook by hook and goes on with its maps, so that connections under way find their destination.
 //! Needs CAP_SYS_ADMIN in the first user namespace.
 
+mod inbound;
+mod known;
 mod programs;
 mod tables;
 
@@ -27,11 +28,13 @@ use rustix::time::{ClockId, clock_gettime};
 use super::Rollback;
 use super::options::Options;
 use crate::net::bpf::asm::AsmError;
-use crate::net::bpf::{self, Hook, Map, Program, Refused};
+use crate::net::bpf::{Hook, Map, Program, Refused};
 use crate::net::cgroup::{self, Cgroup, CgroupError};
 use crate::net::{local, namespace};
+pub use inbound::ByRule;
+use known::{Found, Known, find, known, under_way};
 use programs::Plan;
-use tables::{CLIENTS, DESTINATIONS, PENDING, ROW, STATE, State, Tables, UnderWay};
+use tables::{PENDING, ROW, State, Tables, UnderWay};
 
 /// In the order in which they are attached: nothing is led to adit before adit can ask where it was going.
 const HOOKS: [(Hook, &str); 8] = [
@@ -45,18 +48,22 @@ const HOOKS: [(Hook, &str); 8] = [
     (Hook::Bind6, "adit_bind6"),
 ];
 
+/// Of the network namespace, not of a cgroup.
+const LOOKUP: (Hook, &str) = (Hook::SocketLookup, "adit_lookup");
+
 /// Whether `options` want something done there.
 fn wants(options: &Options, hook: Hook) -> bool {
     match hook {
         Hook::GetSockOpt | Hook::Connect4 | Hook::Connect6 => options.outbound.captures(),
         Hook::Bind4 | Hook::Bind6 => options.tells_clients(),
+        Hook::SocketLookup => options.captures_inbound_at_sockets(),
         Hook::PeerName4 | Hook::PeerName6 | Hook::SockOps => true,
     }
 }
 
 /// How long a removal waits for adit to ask about the connections that are under way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
-/// How long a process may be kept between the two halves of one `connect`.
+/// How long a process may be kept in the middle of one `connect`.
 const BETWEEN: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -97,12 +104,6 @@ fn kernel(doing: &'static str) -> impl Fn(io::Error) -> ConnectError {
     move |source| ConnectError::Kernel { doing, source }
 }
 
-/// A program of ours, and where it is attached.
-struct Found {
-    cgroup: Cgroup,
-    known: Known,
-}
-
 /// What an [`attach`] has changed.
 pub(super) struct Attached {
     cgroup: Cgroup,
@@ -111,6 +112,16 @@ pub(super) struct Attached {
     replaced: Vec<Found>,
     /// At other cgroups.
     others: Vec<Found>,
+    /// Whether the sockets capture inbound connections as well; `None`: nobody wants that.
+    inbound: Option<Result<inbound::Attached, ByRule>>,
+    namespace: u64,
+}
+
+/// Everything, loaded and nowhere attached yet.
+struct Loaded {
+    hooks: Vec<(Hook, &'static str, Program)>,
+    /// With the map of adit's doors.
+    lookup: Option<(Result<Program, Refused>, Map)>,
 }
 
 /// Loads and attaches everything, in place of what there was at this cgroup; all of it or nothing.
@@ -122,25 +133,23 @@ pub(super) fn attach(options: &Options) -> Result<Attached, ConnectError> {
     .map_err(ConnectError::Cgroup)?;
     let namespace = namespace()?;
     let (here, others) = find(namespace)?.into_iter().partition(|found| found.cgroup.is(&cgroup));
-    let mut attached = Attached { cgroup, new: Vec::new(), replaced: Vec::new(), others };
-    let code = load(options, namespace, under_way(&here, &attached.others)?)?;
-    match attached.exchange(code, here) {
-        Ok(()) => Ok(attached),
-        Err(error) => {
-            attached.undo();
-            Err(error)
-        }
+    let mut attached = Attached { cgroup, new: Vec::new(), replaced: Vec::new(), others, inbound: None, namespace };
+    let Loaded { hooks, lookup } = load(options, namespace, under_way(&here, &attached.others)?)?;
+    if let Err(error) = attached.exchange(hooks, here) {
+        attached.undo();
+        return Err(error);
     }
+    // After the others: a door that is opened from here on comes by itself.
+    attached.inbound =
+        lookup.map(|(program, doors)| inbound::attach(program, &doors, options.inbound_port.get(), namespace));
+    Ok(attached)
 }
 
-fn load(
-    options: &Options,
-    namespace: u64,
-    under_way: Option<UnderWay>,
-) -> Result<Vec<(Hook, &'static str, Program)>, ConnectError> {
+fn load(options: &Options, namespace: u64, under_way: UnderWay) -> Result<Loaded, ConnectError> {
     let own = local::addresses().map_err(kernel("read the addresses of this namespace"))?;
     let plan = Plan {
         door: options.outbound_port.get(),
+        inbound_door: options.inbound_port.get(),
         mark: options.mark,
         uids: options.uids.clone(),
         namespace,
@@ -148,20 +157,24 @@ fn load(
         source_v6: source_v6(&own),
     };
     let deadline = options.rollback_after.map(|after| nanoseconds(since_boot().saturating_add(after)));
-    let exempt = tables::exempt(&own, &options.outbound);
-    let state = State { namespace, deadline };
-    let tables = Tables::create(under_way, state, &exempt, &options.outbound, options.tells_clients())
+    let tables = Tables::create(under_way, State { namespace, deadline }, &own, options)
         .map_err(kernel("make the maps of the programs"))?;
-    HOOKS
+    let code = |(hook, name)| {
+        programs::program(hook, &plan, &tables).map_err(|source| ConnectError::Assemble { name, source })
+    };
+    let hooks = HOOKS
         .into_iter()
         .filter(|(hook, _)| wants(options, *hook))
         .map(|(hook, name)| {
-            let code =
-                programs::program(hook, &plan, &tables).map_err(|source| ConnectError::Assemble { name, source })?;
-            let program = Program::load(name, hook, &code).map_err(|source| ConnectError::Program { name, source })?;
+            let program = Program::load(name, hook, &code((hook, name))?)
+                .map_err(|source| ConnectError::Program { name, source })?;
             Ok((hook, name, program))
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    let (hook, name) = LOOKUP;
+    let lookup = wants(options, hook).then(|| code(LOOKUP)).transpose()?;
+    let lookup = lookup.map(|code| Program::load(name, hook, &code)).zip(tables.inbound.map(|inbound| inbound.doors));
+    Ok(Loaded { hooks, lookup })
 }
 
 impl Attached {
@@ -179,8 +192,16 @@ impl Attached {
         Ok(())
     }
 
+    /// Why a rule must capture inbound connections; `None`: it need not.
+    pub(super) fn by_rule(&self) -> Option<&ByRule> {
+        self.inbound.as_ref().and_then(|inbound| inbound.as_ref().err())
+    }
+
     /// Back to what there was.
     pub(super) fn undo(self) {
+        if let Some(Ok(inbound)) = self.inbound {
+            inbound.undo();
+        }
         for (hook, program) in self.new.iter().rev() {
             let old = self.replaced.iter().find(|found| found.known.hook == *hook);
             // As far as it goes: the reason for it all is reported.
@@ -191,9 +212,16 @@ impl Attached {
         }
     }
 
-    /// Takes away what earlier calls left elsewhere.
-    pub(super) fn finish(self) -> Result<(), ConnectError> {
-        retire(self.others)
+    /// Takes away what earlier calls left elsewhere. Why a rule must capture inbound connections, if so.
+    pub(super) fn finish(self) -> Result<Option<ByRule>, ConnectError> {
+        let (by_rule, left) = match self.inbound {
+            Some(Ok(_)) => (None, Ok(false)),
+            Some(Err(by_rule)) => (Some(by_rule), inbound::remove(self.namespace)),
+            None => (None, inbound::remove(self.namespace)),
+        };
+        retire(self.others)?;
+        left.map_err(kernel("detach a program"))?;
+        Ok(by_rule)
     }
 }
 
@@ -219,9 +247,20 @@ pub(super) fn confirm() -> Result<(), ConnectError> {
 
 /// Takes away every program of this namespace, from all cgroups that are visible here. Whether there were any.
 pub(super) fn remove() -> Result<bool, ConnectError> {
-    let found = find(namespace()?)?;
+    let namespace = namespace()?;
+    let inbound = inbound::remove(namespace).map_err(kernel("detach a program"));
+    let found = find(namespace)?;
     let any = !found.is_empty();
-    retire(found).map(|()| any)
+    retire(found)?;
+    inbound.map(|inbound| any || inbound)
+}
+
+/// Whoever called `connect` before the programs were there sends its first packet while the rules are.
+pub(super) fn let_finish() {
+    let start = Instant::now();
+    while let Some(left) = BETWEEN.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
 }
 
 /// Nothing new is captured from here on, and what is under way still finds its destination.
@@ -253,80 +292,6 @@ fn detach(found: &[Found]) -> Result<(), ConnectError> {
 
 fn namespace() -> Result<u64, ConnectError> {
     namespace::cookie().map_err(kernel("ask for the number of this network namespace"))
-}
-
-/// A program of ours, of this namespace, wherever it is attached.
-struct Known {
-    id: u32,
-    hook: Hook,
-    program: Program,
-    maps: Vec<Map>,
-}
-
-/// Ours of this namespace.
-fn known(namespace: u64) -> Result<Vec<Known>, ConnectError> {
-    let mut all = Vec::new();
-    for id in bpf::programs().map_err(kernel("ask which programs there are"))? {
-        let Some(program) = Program::by_id(id).map_err(kernel("look at a program"))? else { continue };
-        let info = program.info().map_err(kernel("look at a program"))?;
-        let Some((hook, _)) = HOOKS.into_iter().find(|(_, name)| *name == info.name) else { continue };
-        let maps = maps(&info.maps).map_err(kernel("look at a map"))?;
-        let known = Known { id, hook, program, maps };
-        if known.state().is_some_and(|(_, state)| state.namespace == namespace) {
-            all.push(known);
-        }
-    }
-    Ok(all)
-}
-
-impl Known {
-    fn map(&self, spec: &bpf::MapSpec) -> Option<&Map> {
-        self.maps.iter().find(|map| map.is(spec))
-    }
-
-    fn state(&self) -> Option<(&Map, State)> {
-        let map = self.map(&STATE)?;
-        Some((map, State::read(&map.lookup(&ROW).ok()?)?))
-    }
-}
-
-/// Ours of this namespace, with their cgroups.
-fn find(namespace: u64) -> Result<Vec<Found>, ConnectError> {
-    let mut known = known(namespace)?;
-    let mut all = Vec::new();
-    if known.is_empty() {
-        return Ok(all);
-    }
-    for path in cgroup::all().map_err(ConnectError::Cgroup)? {
-        // It may have gone since it was listed.
-        let Ok(cgroup) = Cgroup::open(&path) else { continue };
-        for (hook, _) in HOOKS {
-            for id in bpf::attached(cgroup.fd(), hook).map_err(kernel("ask which programs are attached"))? {
-                if let Some(index) = known.iter().position(|known| known.id == id) {
-                    all.push(Found { cgroup: cgroup.clone(), known: known.swap_remove(index) });
-                }
-            }
-        }
-    }
-    // Let go first: what somebody else has just detached lives only as long as it is held here.
-    let left: Vec<u32> = known.into_iter().map(|known| known.id).collect();
-    if left.into_iter().any(|id| matches!(Program::by_id(id), Ok(Some(_)))) {
-        return Err(ConnectError::Hidden);
-    }
-    Ok(all)
-}
-
-fn maps(ids: &[u32]) -> io::Result<Vec<Map>> {
-    ids.iter().filter_map(|id| Map::by_id(*id).transpose()).collect()
-}
-
-/// The maps of whatever captures now.
-fn under_way(here: &[Found], others: &[Found]) -> Result<Option<UnderWay>, ConnectError> {
-    let find = |spec: &bpf::MapSpec| here.iter().chain(others).find_map(|found| found.known.map(spec));
-    let (Some(destinations), Some(pending)) = (find(&DESTINATIONS), find(&PENDING)) else { return Ok(None) };
-    let copy = |map: &Map| map.try_clone().map_err(kernel("go on with the maps that are there"));
-    let clients = find(&CLIENTS).map(copy).transpose()?;
-    Ok(Some(UnderWay { destinations: copy(destinations)?, pending: copy(pending)?, clients }))
 }
 
 /// The address from which this namespace dials others, or any that it has.

@@ -85,6 +85,21 @@ pub enum Kind {
 }
 
 impl Options {
+    /// Whether inbound connections are captured by sockets, where that is possible.
+    pub(super) fn captures_inbound_at_sockets(&self) -> bool {
+        self.kind == Kind::Connect && self.inbound.captures()
+    }
+
+    /// adit's own doors, which inbound connections reach themselves.
+    pub(super) fn own_doors(&self) -> Ports {
+        self.own_ports.union(&Ports::of(&[self.hbone_port.get()]))
+    }
+
+    /// The inbound filter with adit's own doors among what is excluded.
+    pub(super) fn inbound_but_own_doors(&self) -> Filter {
+        Filter { exclude_ports: self.inbound.exclude_ports.union(&self.own_doors()), ..self.inbound.clone() }
+    }
+
     /// Whether programs tell the application of its clients.
     pub(super) fn tells_clients(&self) -> bool {
         self.kind == Kind::Connect && self.preserve_source && self.inbound.captures()

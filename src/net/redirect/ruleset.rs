@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use super::options::{CLIENT_MARK, Filter, Kind, MARK_MASK, Options, Ports, TPROXY_MARK};
+use super::options::{CLIENT_MARK, Filter, Kind, MARK_MASK, Options, TPROXY_MARK};
 
 /// Family and name of the one table.
 pub const TABLE: &str = "inet adit";
@@ -74,9 +74,9 @@ impl fmt::Display for LocalMark {
 /// Renders the rules.
 #[must_use]
 pub fn rules(options: &Options) -> RuleSet {
-    let at_sockets = options.kind == Kind::Connect && (options.outbound.captures() || options.tells_clients());
+    let at_sockets = options.kind == Kind::Connect && (options.outbound.captures() || options.inbound.captures());
     if at_sockets && !options.inbound.captures() {
-        return RuleSet { nft: removal(), local_marks: Vec::new(), at_sockets };
+        return without_rules();
     }
     let mut nft = Text::default();
     // Declared first so that it exists, then deleted: replaces the table whether it was there or not, in one transaction.
@@ -100,6 +100,11 @@ pub fn rules(options: &Options) -> RuleSet {
     }
     nft.line(0, "}");
     RuleSet { nft: nft.0, local_marks, at_sockets }
+}
+
+/// What is left of the rules of [`Kind::Connect`] where the sockets capture inbound connections, too: nothing.
+pub(super) fn without_rules() -> RuleSet {
+    RuleSet { nft: removal(), local_marks: Vec::new(), at_sockets: true }
 }
 
 /// Input of `nft -f -` that deletes the table whether it is there or not.
@@ -190,8 +195,7 @@ fn inbound(nft: &mut Text, options: &Options) {
         // Nothing is tracked: each packet is looked at.
         Kind::Connect => until_rolled_back(nft, options),
     }
-    let own = options.own_ports.union(&Ports::of(&[options.hbone_port.get()]));
-    nft.rule(&format!("tcp dport {{ {own} }} return"), "adit's own doors");
+    nft.rule(&format!("tcp dport {{ {} }} return", options.own_doors()), "adit's own doors");
     exemptions(nft, &options.inbound, "saddr");
     match options.kind {
         Kind::Redirect => nft.rule(&format!("meta l4proto tcp counter redirect to :{port}"), "captured"),

@@ -17,16 +17,24 @@
 //! getpeername  accept and getpeername of the application        -> the client it remembers
 //! ```
 //!
+//! And where inbound connections are captured by sockets as well:
+//!
+//! ```text
+//! sk_lookup    no connection has the packet: who listens?       -> one of adit's inbound doors, whatever the port
+//! sock_ops     adit begins to listen                            -> its door into `doors`
+//! ```
+//!
 //! Fails closed: where the destination cannot be remembered, `connect` is refused; where it cannot be noted, adit finds none
 //! and resets the connection. Addresses are 16 bytes everywhere, IPv4 ones mapped, in the order of the network.
 
 mod clients;
+mod inbound;
 mod layout;
 mod parts;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::tables::{DEADLINE_AT, Tables};
+use super::tables::{Chosen, DEADLINE_AT, Tables};
 use crate::net::bpf::Hook;
 use crate::net::bpf::asm::{Asm, AsmError, Condition, Helper, Label, Reg, Width};
 use crate::net::redirect::options::Mark;
@@ -44,6 +52,8 @@ use Width::{Double, Half, Word};
 pub(super) struct Plan {
     /// adit's outbound door, on loopback.
     pub(super) door: u16,
+    /// The inbound one.
+    pub(super) inbound_door: u16,
     /// Sockets that are adit's.
     pub(super) mark: Option<Mark>,
     /// Users who are adit.
@@ -79,13 +89,14 @@ pub(super) fn program(hook: Hook, plan: &Plan, tables: &Tables) -> Result<Vec<u8
         Hook::PeerName6 => peer_name(&mut asm, Version::V6, plan, tables),
         Hook::SockOps => note(&mut asm, plan, tables),
         Hook::GetSockOpt => answer(&mut asm, plan, tables),
+        Hook::SocketLookup => inbound::look_up_door(&mut asm, tables),
     }
     asm.finish()
 }
 
 /// Whether to capture what is dialled, and if so, where to.
 fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
-    let (leave, not_chosen, refuse) = (asm.label(), asm.label(), asm.label());
+    let (leave, exempt, not_chosen, refuse) = (asm.label(), asm.label(), asm.label(), asm.label());
     unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
     unless(asm, R6, ADDR_PROTOCOL, IPPROTO_TCP, leave);
     unless_namespace(asm, plan, leave);
@@ -95,7 +106,7 @@ fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
         clients::unless_told_of(asm, leave);
     }
     address_to_stack(asm, version);
-    unless_chosen(asm, plan.door, tables, leave, not_chosen);
+    unless_chosen(asm, &tables.outbound, tables, exempt, not_chosen);
     remember(asm, tables, refuse);
     unbind_device(asm);
     match version {
@@ -118,6 +129,9 @@ fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
         }
     }
     asm.jump(leave);
+    asm.bind(exempt);
+    // Another program of ours, at a cgroup above or below, may have been here before.
+    asm.jump_if32(R8, Equal, plan.door.into(), leave);
     // It may have been captured before: a socket whose connect has failed may dial again.
     asm.bind(not_chosen);
     forget(asm, tables);
@@ -157,25 +171,20 @@ fn address_to_stack(asm: &mut Asm, version: Version) {
     asm.swap16(R8);
 }
 
-/// By address, port and time.
-fn unless_chosen(asm: &mut Asm, door: u16, tables: &Tables, leave: Label, not_chosen: Label) {
+/// By the address at `ENDS`, the port in `R8`, and time.
+fn unless_chosen(asm: &mut Asm, chosen: &Chosen, tables: &Tables, exempt: Label, not_chosen: Label) {
     asm.store_value(Word, R10, PREFIX, 128);
     for word in [0, 4, 8, 12] {
         asm.load(Word, R1, R10, ENDS + word);
         asm.store(Word, R10, PREFIX + 4 + word, R1);
     }
-    look_up(asm, &tables.exempt, PREFIX);
-    let others = asm.label();
-    asm.jump_if(R0, Equal, 0, others);
-    // Another program of ours, at a cgroup above or below, may have been here before.
-    asm.jump_if32(R8, Equal, door.into(), leave);
-    asm.jump(not_chosen);
-    asm.bind(others);
+    look_up(asm, &chosen.exempt, PREFIX);
+    asm.jump_if(R0, NotEqual, 0, exempt);
     // A bit for each port, 64 to an entry.
     asm.mov(R1, R8);
     asm.shift_right32(R1, 6);
     asm.store(Word, R10, NUMBER, R1);
-    look_up(asm, &tables.ports, NUMBER);
+    look_up(asm, &chosen.ports, NUMBER);
     asm.jump_if(R0, Equal, 0, not_chosen);
     asm.load(Double, R1, R0, 0);
     asm.and32(R8, 63);
@@ -304,6 +313,9 @@ fn note(asm: &mut Asm, plan: &Plan, tables: &Tables) {
     let (leave, known, elsewhere) = (asm.label(), asm.label(), asm.label());
     if let Some(clients) = &tables.clients {
         clients::tell(asm, plan, tables, clients, leave);
+    }
+    if let Some(inbound) = &tables.inbound {
+        inbound::register_door(asm, plan, &inbound.doors, leave);
     }
     unless(asm, R6, OPS_OP, BPF_SOCK_OPS_TCP_CONNECT_CB, leave);
     unless_namespace(asm, plan, leave);

@@ -4,11 +4,11 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::programs::{CLIENT_BYTES, CONNECTION_BYTES, DESTINATION_BYTES};
 use crate::net::bpf::{Map, MapKind, MapSpec};
-use crate::net::redirect::options::Filter;
+use crate::net::redirect::options::{Filter, Options};
 
 /// With each socket, whom the application takes for its peer: of one that was captured, where it was going; of one that it has
 /// accepted from adit, the client.
@@ -40,6 +40,11 @@ pub(super) const CLIENTS: MapSpec = MapSpec {
     value_bytes: DESTINATION_BYTES,
     entries: MOST_PENDING,
 };
+/// A power of two. Doors beyond it get connections by way of the others, as sockets of one group do.
+pub(super) const MOST_DOORS: u32 = 64;
+/// adit's listening inbound sockets.
+pub(super) const DOORS: MapSpec =
+    MapSpec { name: "adit_doors", kind: MapKind::Sockets, key_bytes: 4, value_bytes: 4, entries: MOST_DOORS };
 /// Version, namespace, deadline: a row of three 64-bit numbers.
 pub(super) const STATE: MapSpec =
     MapSpec { name: "adit_state", kind: MapKind::Array, key_bytes: 4, value_bytes: 24, entries: 1 };
@@ -60,16 +65,31 @@ pub(super) struct Tables {
     /// Where the application is told of its clients.
     pub(super) clients: Option<Map>,
     pub(super) state: Map,
+    pub(super) outbound: Chosen,
+    /// Where inbound connections are captured by sockets.
+    pub(super) inbound: Option<Inbound>,
+}
+
+/// What of one direction is captured.
+#[derive(Debug)]
+pub(super) struct Chosen {
     pub(super) exempt: Map,
     pub(super) ports: Map,
 }
 
-/// What the programs of an `apply` have under way, which those of the next go on with.
 #[derive(Debug)]
+pub(super) struct Inbound {
+    pub(super) chosen: Chosen,
+    pub(super) doors: Map,
+}
+
+/// What the programs of an `apply` have under way, which those of the next go on with.
+#[derive(Debug, Default)]
 pub(super) struct UnderWay {
-    pub(super) destinations: Map,
-    pub(super) pending: Map,
+    pub(super) destinations: Option<Map>,
+    pub(super) pending: Option<Map>,
     pub(super) clients: Option<Map>,
+    pub(super) doors: Option<Map>,
 }
 
 /// What is in [`STATE`].
@@ -98,40 +118,38 @@ impl Tables {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(super) fn create(
-        under_way: Option<UnderWay>,
-        state: State,
-        exempt: &[IpNet],
-        filter: &Filter,
-        tells_clients: bool,
-    ) -> io::Result<Self> {
-        let UnderWay { destinations, pending, clients } = match under_way {
-            Some(under_way) => under_way,
-            None => {
-                UnderWay { destinations: Map::create(DESTINATIONS)?, pending: Map::create(PENDING)?, clients: None }
-            }
-        };
-        let clients = match (clients, tells_clients) {
-            (clients, true) => Some(clients.map_or_else(|| Map::create(CLIENTS), Ok)?),
-            (_, false) => None,
-        };
-        let entries = u32::try_from(exempt.len()).unwrap_or(u32::MAX).max(1);
+    pub(super) fn create(under_way: UnderWay, state: State, own: &[IpAddr], options: &Options) -> io::Result<Self> {
+        let UnderWay { destinations, pending, clients, doors } = under_way;
+        let or_new = |map: Option<Map>, spec| map.map_or_else(|| Map::create(spec), Ok);
         let tables = Self {
-            destinations,
-            pending,
-            clients,
+            destinations: or_new(destinations, DESTINATIONS)?,
+            pending: or_new(pending, PENDING)?,
+            clients: options.tells_clients().then(|| or_new(clients, CLIENTS)).transpose()?,
             state: Map::create(STATE)?,
-            exempt: Map::create(MapSpec { entries, ..EXEMPT })?,
-            ports: Map::create(PORTS)?,
+            outbound: Chosen::create(&exempt(own, &options.outbound), &options.outbound)?,
+            inbound: None,
         };
         tables.state.update(&ROW, &state.row())?;
+        if !options.captures_inbound_at_sockets() {
+            return Ok(tables);
+        }
+        let inbound = options.inbound_but_own_doors();
+        let chosen = Chosen::create(&exempt_clients(own, &inbound), &inbound)?;
+        Ok(Self { inbound: Some(Inbound { chosen, doors: or_new(doors, DOORS)? }), ..tables })
+    }
+}
+
+impl Chosen {
+    fn create(exempt: &[IpNet], filter: &Filter) -> io::Result<Self> {
+        let entries = u32::try_from(exempt.len()).unwrap_or(u32::MAX).max(1);
+        let chosen = Self { exempt: Map::create(MapSpec { entries, ..EXEMPT })?, ports: Map::create(PORTS)? };
         for net in exempt {
-            tables.exempt.update(&prefix(*net), &[1])?;
+            chosen.exempt.update(&prefix(*net), &[1])?;
         }
         for (index, bits) in (0_u32..).zip(port_bits(filter)) {
-            tables.ports.update(&index.to_ne_bytes(), &bits.to_ne_bytes())?;
+            chosen.ports.update(&index.to_ne_bytes(), &bits.to_ne_bytes())?;
         }
-        Ok(tables)
+        Ok(chosen)
     }
 }
 
@@ -144,17 +162,26 @@ pub(super) fn exempt(own: &[IpAddr], filter: &Filter) -> Vec<IpNet> {
     let host = |ip: IpAddr| IpNet::from(ip);
     let net = |ip: IpAddr, bits| IpNet::new_assert(ip, bits);
     let mut exempt = vec![
+        LINK_LOCAL,
         net(Ipv4Addr::LOCALHOST.into(), 8),
         // The kernel takes these two for loopback.
         host(Ipv4Addr::UNSPECIFIED.into()),
         host(Ipv6Addr::UNSPECIFIED.into()),
         host(Ipv6Addr::LOCALHOST.into()),
-        net(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10),
     ];
     exempt.extend(own.iter().copied().map(host));
     exempt.extend(&filter.exclude_cidrs);
     exempt
 }
+
+/// Clients that are never captured: this namespace itself, those of its link, and whom the operator excludes.
+fn exempt_clients(own: &[IpAddr], filter: &Filter) -> Vec<IpNet> {
+    let own = own.iter().copied().map(IpNet::from);
+    [LINK_LOCAL].into_iter().chain(own).chain(filter.exclude_cidrs.iter().copied()).collect()
+}
+
+/// Addresses that mean nothing without their device.
+const LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
 
 /// How long the prefix is, in this machine's order, and the address; an IPv4 one is mapped.
 fn prefix(net: IpNet) -> Vec<u8> {

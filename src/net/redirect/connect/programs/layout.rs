@@ -23,6 +23,7 @@ pub(super) const SO_BINDTODEVICE: i32 = 25;
 pub(super) const SO_ORIGINAL_DST: u32 = 80;
 pub(super) const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
 pub(super) const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
+pub(super) const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
 pub(super) const BPF_SK_STORAGE_GET_F_CREATE: i32 = 1;
 /// `lo`.
 pub(super) const LOOPBACK_DEVICE: u32 = 1;
@@ -44,6 +45,15 @@ pub(super) const OPS_LOCAL_IP6: i16 = 48;
 pub(super) const OPS_REMOTE_PORT: i16 = 64;
 pub(super) const OPS_LOCAL_PORT: i16 = 68;
 pub(super) const OPS_SK: i16 = 184;
+/// Of `struct bpf_sk_lookup`.
+pub(super) const LOOKUP_FAMILY: i16 = 8;
+pub(super) const LOOKUP_PROTOCOL: i16 = 12;
+pub(super) const LOOKUP_REMOTE_IP4: i16 = 16;
+pub(super) const LOOKUP_REMOTE_IP6: i16 = 20;
+pub(super) const LOOKUP_LOCAL_IP4: i16 = 40;
+pub(super) const LOOKUP_LOCAL_IP6: i16 = 44;
+pub(super) const LOOKUP_LOCAL_PORT: i16 = 60;
+pub(super) const LOOKUP_DEVICE: i16 = 64;
 /// Of `struct bpf_sockopt`.
 pub(super) const OPT_SK: i16 = 0;
 pub(super) const OPT_VALUE: i16 = 8;
