@@ -1,8 +1,8 @@
 //! Opening an upstream socket: every option that adit sets on what it dials is set here.
 //!
-//! A socket may dial in a client's name ([`Source`]). NODELAY and the mark are set at once; keepalive and user timeout follow when the connection has lived for a second
-//! ([`crate::net::listen::set_keepalive`]), so that a short connection does not pay for them: until then the connect
-//! deadline bounds it.
+//! A socket may dial in a client's name ([`Source`]). NODELAY and the mark are set at once; keepalive and user timeout follow
+//! when the connection has lived for a second ([`crate::net::listen::set_keepalive`]), so that a short connection does not pay
+//! for them: until then the connect deadline bounds it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

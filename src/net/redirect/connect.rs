@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Programs run for all processes of the cgroup and look at those of one network namespace only, so the cgroup may be that
-//! of the whole machine. They stay when the process that attached them ends, and are found again ([`known()`]). An `apply` takes the place of an
-//! earlier one hook by hook and goes on with its maps, so that connections under way find their destination.
+//! of the whole machine. They stay when the process that attached them ends, and are found again ([`known()`]). An `apply`
+//! takes the place of an earlier one hook by hook and goes on with its maps, so that connections under way find their
+//! destination.
 //! Needs CAP_SYS_ADMIN in the first user namespace.
 
 mod inbound;
