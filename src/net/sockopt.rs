@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "setsockopt, getsockopt and ioctl have no safe wrapper for these options")]
 
 use std::io;
+use std::net::SocketAddrV6;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// What adit reads of `struct tcp_info` (linux/tcp.h).
@@ -98,6 +99,23 @@ pub fn set_bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     set(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
+/// An option of `SOL_SOCKET` that no kernel has, and the programs of capture at the socket answer; the kernel itself is through
+/// with it at once, where it would search conntrack for `SO_ORIGINAL_DST`.
+pub const NOTED_DST: u16 = 0x6164;
+
+/// Where a connection that was captured at the client's socket was going; it is forgotten with the answer.
+///
+/// # Errors
+/// ENOPROTOOPT when nothing is noted, by whatever programs there are; what `getsockopt` says.
+pub fn noted_dst(socket: impl AsFd) -> io::Result<SocketAddrV6> {
+    // `struct sockaddr_in6`: family, port, flow, address, scope. IPv4 addresses are mapped.
+    let mut raw = [0_u8; 28];
+    get(socket, libc::SOL_SOCKET, NOTED_DST.into(), &mut raw)?;
+    let [_, _, port_high, port_low, _, _, _, _, ip @ .., _, _, _, _] = raw;
+    let ip: [u8; 16] = ip;
+    Ok(SocketAddrV6::new(ip.into(), u16::from_be_bytes([port_high, port_low]), 0, 0))
+}
+
 /// What is not written stays as it is.
 fn get(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: &mut [u8]) -> io::Result<()> {
     let mut len = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
@@ -124,6 +142,12 @@ mod tests {
         let listener = crate::net::listen::tests::loopback_listener();
         let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
         (client, listener.accept().expect("accept").0)
+    }
+
+    #[test]
+    fn without_programs_nothing_is_noted() {
+        let error = noted_dst(&pair().1).expect_err("not captured");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT), "{error}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
 use crate::proxy::connect::{ConnectError, Connected, Request, connect};
 use crate::proxy::gate::{pass, served};
-use crate::proxy::original_dst::original_dst;
+use crate::proxy::original_dst::{Known, original_dst};
 use crate::proxy::proxy_header::read_header;
 use crate::proxy::rate::Key;
 use crate::proxy::registry::{Entry, State, Who};
@@ -37,7 +37,7 @@ use crate::telemetry::CloseReason;
 /// Why there is none.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, attempts, .. } = opening;
-    let dst = original_dst(downstream, entry.peer, settings.capture.is_transparent_inbound())
+    let dst = original_dst(downstream, entry.peer, Known::inbound(settings.capture))
         .map_err(|error| ConnectError::new(CloseReason::NoOriginalDst, Some(error)))?;
     entry.facts.borrow_mut().original_dst = Some(dst);
     let address = UpstreamAddr::from(dst);

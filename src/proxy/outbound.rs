@@ -14,7 +14,7 @@ use crate::proxy::Opening;
 use crate::proxy::account::labels_of;
 use crate::proxy::authorize::Permit;
 use crate::proxy::connect::{ConnectError, Connected, Request, Tunnelled, Via, connect};
-use crate::proxy::original_dst::original_dst;
+use crate::proxy::original_dst::{Known, original_dst};
 use crate::proxy::proxy_header::introduce;
 use crate::proxy::rate::Key;
 use crate::proxy::registry::{State, Using};
@@ -29,7 +29,7 @@ use crate::telemetry::{CloseReason, SecurityPolicy};
 /// Why there is none.
 pub async fn open(opening: &mut Opening<'_>) -> Result<Connected, ConnectError> {
     let Opening { worker, entry, settings, downstream, .. } = &*opening;
-    let dst = original_dst(downstream, entry.peer, settings.capture.is_transparent_outbound())
+    let dst = original_dst(downstream, entry.peer, Known::outbound(settings.capture))
         .map_err(|error| ConnectError::new(CloseReason::NoOriginalDst, Some(error)))?;
     // What comes from one of our own upstream sockets would be dialled again, and again.
     let ends = Ends { local: entry.peer.socket_addr(), remote: canonical(dst.socket_addr()) };

@@ -121,7 +121,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("net/redirect/connect/tables.rs", &["VERSION"]),
     ("net/redirect/readiness.rs", &["PAUSE"]),
     ("net/redirect/ruleset.rs", &["ROUTE_TABLE", "BORROWED_ZONE"]),
-    ("net/sockopt.rs", &["TCP_INFO_LEN"]),
+    ("net/sockopt.rs", &["TCP_INFO_LEN", "NOTED_DST"]),
     ("proxy/balance/draw.rs", &["DRAWS", "LOOKED_AT", "FLOOR_US"]),
     ("proxy/handshakes.rs", &["LOOK"]),
     ("proxy/handshakes/pace.rs", &["SAVED", "LOOK"]),

@@ -4,7 +4,7 @@
 //! ```text
 //! connect      of this namespace, TCP, not adit's, to capture?  -> remember the destination with the socket, dial adit's door
 //! sock_ops     the SYN to the door is about to leave            -> {source address, port} -> destination into `pending`
-//! getsockopt   adit asks an accepted socket, SO_ORIGINAL_DST     -> answer from `pending`, and forget it there
+//! getsockopt   adit asks an accepted socket where it was going   -> answer from `pending`, and forget it there
 //! getpeername  the application asks its socket                  -> the destination it remembers
 //! ```
 //!
@@ -38,6 +38,7 @@ use super::tables::{Chosen, DEADLINE_AT, Tables};
 use crate::net::bpf::Hook;
 use crate::net::bpf::asm::{Asm, AsmError, Condition, Helper, Label, Reg, Width};
 use crate::net::redirect::options::Mark;
+use crate::net::sockopt::NOTED_DST;
 
 use layout::*;
 pub(super) use layout::{CLIENT_BYTES, CONNECTION_BYTES, DESTINATION_BYTES};
@@ -343,11 +344,17 @@ fn note(asm: &mut Asm, plan: &Plan, tables: &Tables) {
 }
 
 fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
-    let (leave, asked, six, written) = (asm.label(), asm.label(), asm.label(), asm.label());
-    unless(asm, R6, OPT_NAME, SO_ORIGINAL_DST, leave);
+    let (leave, asked, short, six, written) = (asm.label(), asm.label(), asm.label(), asm.label(), asm.label());
+    asm.load(Word, R9, R6, OPT_NAME);
     asm.load(Word, R8, R6, OPT_LEVEL);
+    asm.jump_if32(R9, Equal, NOTED_DST.into(), short);
+    // As under redirect: whoever asks may know no other way.
+    asm.jump_if32(R9, NotEqual, SO_ORIGINAL_DST, leave);
     asm.jump_if32(R8, Equal, SOL_IP, asked);
-    asm.jump_if32(R8, NotEqual, SOL_IPV6, leave);
+    asm.jump_if32(R8, Equal, SOL_IPV6, asked);
+    asm.jump(leave);
+    asm.bind(short);
+    asm.jump_if32(R8, NotEqual, SOL_SOCKET.cast_unsigned(), leave);
     asm.bind(asked);
     unless_namespace(asm, plan, leave);
     asm.load(Double, R7, R6, OPT_SK);
@@ -361,7 +368,7 @@ fn answer(asm: &mut Asm, plan: &Plan, tables: &Tables) {
     asm.mov(R9, R0);
     asm.load(Double, R2, R6, OPT_VALUE);
     asm.load(Double, R3, R6, OPT_END);
-    asm.jump_if32(R8, Equal, SOL_IPV6, six);
+    asm.jump_if32(R8, NotEqual, SOL_IP, six);
     unless_mapped(asm, R9, 0, leave);
     room_for(asm, 16, leave);
     asm.store_value(Half, R2, 0, AF_INET.cast_signed());
