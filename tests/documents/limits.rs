@@ -95,6 +95,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
     ("net/own_sockets.rs", &["SHARDS"]),
     ("net/redirect/connect.rs", &["BETWEEN", "PAUSE"]),
     ("net/redirect/connect/inbound.rs", &["MAGIC"]),
+    ("net/redirect/connect/programs/inbound.rs", &["TRIES"]),
     (
         "net/redirect/connect/programs/layout.rs",
         &[
@@ -114,6 +115,7 @@ const NO_LIMITS: &[(&str, &[&str])] = &[
             "BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB",
             "BPF_SOCK_OPS_TCP_LISTEN_CB",
             "BPF_SK_STORAGE_GET_F_CREATE",
+            "BPF_NOEXIST",
             "LOOPBACK_DEVICE",
             "MAPPED",
         ],

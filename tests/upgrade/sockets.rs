@@ -2,10 +2,13 @@
 
 use std::net::TcpStream;
 use std::os::unix::fs::FileTypeExt as _;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::kit::{Door, Family, LIMIT, Lab, isolated, until};
+use crate::kit::door::{Dial, talk};
+use crate::kit::isolate::finish;
+use crate::kit::{Door, Family, LIMIT, Lab, isolated, isolated_in_cgroup, until};
 use crate::line::{Line, PORT, Pair, runs, wait_gone};
 use crate::world::{captured, request};
 
@@ -48,6 +51,38 @@ fn every_number_of_workers_follows_every_other() {
             assert_eq!(line.status()["workers"], workers);
             carries_all(&lab, &door);
             wait_gone(before, LIMIT);
+        }
+        line.stop(&[RESTART]);
+    });
+}
+
+/// The kernel's map of inbound doors is one of sockets, which move on; no rule captures.
+#[test]
+fn inbound_capture_at_the_sockets_goes_on() {
+    isolated_in_cgroup(|cgroup| {
+        finish(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]));
+        let lab = Lab::new();
+        let application = Door::open(&lab.adit, PORT);
+        let line = Line::start(&lab.adit, "workers: 2\ncapture: connect\n", "");
+        let arguments = ["redirect", "apply", "--kind", "connect", "--cgroup"];
+        let applied = line.cli(&[&arguments[..], &[cgroup.to_str().expect("text")]].concat());
+        let told = String::from_utf8_lossy(&applied.stdout).into_owned();
+        assert!(applied.status.success() && !told.contains("by a rule"), "{applied:?}");
+        for workers in [1, 4, 2] {
+            let before = line.pid();
+            line.configure(&format!("workers: {workers}\ncapture: connect\n"));
+            line.upgraded();
+            wait_gone(before, LIMIT);
+            for family in Family::BOTH {
+                for _ in 0..8 {
+                    let to = (lab.adit.address(family), PORT).into();
+                    let mut client = Dial::default().connect(&lab.client, to).expect("the door accepts");
+                    let mut accepted = application.accept();
+                    // From adit, on this host.
+                    assert_eq!(accepted.peer.ip(), lab.adit.address(family));
+                    talk(&mut client, &mut accepted.stream);
+                }
+            }
         }
         line.stop(&[RESTART]);
     });

@@ -61,13 +61,7 @@ pub(super) fn attach(
     if !statfs(FILE_SYSTEM).is_ok_and(|found| found.f_type == MAGIC) {
         return Err(ByRule::NoFileSystem);
     }
-    for socket in listening(port)? {
-        let place = socket_cookie(&socket).map_err(io::Error::from).map_err(kernel("number a socket"))?;
-        let place = u32::try_from(place % u64::from(MOST_DOORS)).unwrap_or_default();
-        doors
-            .update(&place.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())
-            .map_err(kernel("note where adit listens"))?;
-    }
+    enter(&listening(port)?, doors).map_err(kernel("note where adit listens"))?;
     if let Some((link, before)) = find(namespace).map_err(kernel("ask which programs are attached"))? {
         link.update(&program).map_err(kernel("replace the program of this namespace"))?;
         return Ok(Attached { link, instead_of: Some(before.program), namespace });
@@ -79,6 +73,28 @@ pub(super) fn attach(
     let _ = fs::remove_file(&pin);
     link.pin(&pin).map_err(kernel("keep the program attached"))?;
     Ok(Attached { link, instead_of: None, namespace })
+}
+
+/// Gives a place in `doors` to each of these that has none.
+fn enter(sockets: &[OwnedFd], doors: &Map) -> io::Result<()> {
+    let (mut known, mut free) = (HashSet::new(), Vec::new());
+    for place in 0..MOST_DOORS {
+        // What was put there as a descriptor is read as the socket's number.
+        match doors.lookup(&place.to_ne_bytes()) {
+            Ok(number) => drop(known.insert(number)),
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => free.push(place),
+            Err(error) => return Err(error),
+        }
+    }
+    for socket in sockets {
+        if known.contains(socket_cookie(socket)?.to_ne_bytes().as_slice()) {
+            continue;
+        }
+        let Some(place) = free.pop() else { break };
+        let descriptor = u64::try_from(socket.as_raw_fd()).map_err(io::Error::other)?;
+        doors.update(&place.to_ne_bytes(), &descriptor.to_ne_bytes())?;
+    }
+    Ok(())
 }
 
 impl Attached {

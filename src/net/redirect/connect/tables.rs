@@ -44,7 +44,7 @@ pub(super) const CLIENTS: MapSpec = MapSpec {
 pub(super) const MOST_DOORS: u32 = 64;
 /// adit's listening inbound sockets.
 pub(super) const DOORS: MapSpec =
-    MapSpec { name: "adit_doors", kind: MapKind::Sockets, key_bytes: 4, value_bytes: 4, entries: MOST_DOORS };
+    MapSpec { name: "adit_doors", kind: MapKind::Sockets, key_bytes: 4, value_bytes: 8, entries: MOST_DOORS };
 /// Version, namespace, deadline: a row of three 64-bit numbers.
 pub(super) const STATE: MapSpec =
     MapSpec { name: "adit_state", kind: MapKind::Array, key_bytes: 4, value_bytes: 24, entries: 1 };

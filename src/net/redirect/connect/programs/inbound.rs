@@ -68,7 +68,11 @@ fn try_door(asm: &mut Asm, doors: &Map, place: i32, found: Label) {
     asm.bind(next);
 }
 
-/// The socket has just begun to listen. Sockets that were made together have numbers in a row.
+/// How many places in a row are tried for a door.
+const TRIES: usize = 16;
+
+/// The socket has just begun to listen. Its place is by its number, which those that were made together have in a row; whoever is
+/// there stays, and if there is no place at all, it does without.
 pub(super) fn register_door(asm: &mut Asm, plan: &Plan, doors: &Map, leave: Label) {
     let others = asm.label();
     unless(asm, R6, OPS_OP, BPF_SOCK_OPS_TCP_LISTEN_CB, others);
@@ -76,14 +80,19 @@ pub(super) fn register_door(asm: &mut Asm, plan: &Plan, doors: &Map, leave: Labe
     unless_namespace(asm, plan, leave);
     asm.mov(R1, R6);
     asm.call(Helper::SocketCookie);
-    asm.and32(R0, MOST_DOORS - 1);
-    asm.store(Word, R10, NUMBER, R0);
-    asm.mov(R1, R6);
-    asm.map(R2, doors);
-    asm.mov(R3, R10);
-    asm.add(R3, NUMBER.into());
-    asm.set(R4, 0);
-    asm.call(Helper::SocketMapUpdate);
+    asm.mov(R7, R0);
+    for _ in 0..TRIES {
+        asm.and32(R7, MOST_DOORS - 1);
+        asm.store(Word, R10, NUMBER, R7);
+        asm.mov(R1, R6);
+        asm.map(R2, doors);
+        asm.mov(R3, R10);
+        asm.add(R3, NUMBER.into());
+        asm.set(R4, BPF_NOEXIST);
+        asm.call(Helper::SocketMapUpdate);
+        asm.jump_if(R0, Equal, 0, leave);
+        asm.add(R7, 1);
+    }
     asm.jump(leave);
     asm.bind(others);
 }

@@ -25,6 +25,7 @@ pub(super) const BPF_SOCK_OPS_TCP_CONNECT_CB: u32 = 3;
 pub(super) const BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB: u32 = 5;
 pub(super) const BPF_SOCK_OPS_TCP_LISTEN_CB: u32 = 11;
 pub(super) const BPF_SK_STORAGE_GET_F_CREATE: i32 = 1;
+pub(super) const BPF_NOEXIST: i32 = 1;
 /// `lo`.
 pub(super) const LOOPBACK_DEVICE: u32 = 1;
 
