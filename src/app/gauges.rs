@@ -49,12 +49,12 @@ pub(super) fn with_gauges(mut metrics: Metrics, shared: &Arc<Shared>, predecesso
     );
     metrics.register_gauge(
         "adit_preserve_source_ipv4",
-        "Whether connecting from a client's IPv4 address works",
+        "Whether the application sees a client's IPv4 address",
         of(|shared| f64::from(shared.can_show_source[0].load(Ordering::Relaxed))),
     );
     metrics.register_gauge(
         "adit_preserve_source_ipv6",
-        "Whether connecting from a client's IPv6 address works",
+        "Whether the application sees a client's IPv6 address",
         of(|shared| f64::from(shared.can_show_source[1].load(Ordering::Relaxed))),
     );
     let (processes, connections) = (predecessors.clone(), predecessors.clone());

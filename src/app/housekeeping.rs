@@ -22,7 +22,7 @@ const SWEEP_METRICS_EVERY: Duration = Duration::from_secs(30);
 /// How much more time a drain asks the service manager for, each time.
 const STOP_EXTENDED_BY: Duration = Duration::from_secs(15);
 
-/// Starts all of it that needs a state; returns once connecting from a client's address has been tried.
+/// Starts all of it that needs a state; returns once showing the application a client's address has been tried.
 pub(super) async fn start(
     shared: &Arc<Shared>,
     metrics: &Arc<Metrics>,

@@ -198,7 +198,7 @@ fn applied(args: ApplyArgs) -> Result<String, RedirectError> {
     if let Some(address) = readiness {
         redirect::wait_until_ready(address, args.wait);
     }
-    let applied = redirect::apply(&options, &Safeguards { host: args.host, readiness })?;
+    let by_rule = redirect::apply(&options, &Safeguards { host: args.host, readiness })?;
     let undo = match options.rollback_after {
         Some(after) => {
             let after = humantime::format_duration(after);
@@ -206,8 +206,7 @@ fn applied(args: ApplyArgs) -> Result<String, RedirectError> {
         }
         None => "undo it with `adit redirect remove`".to_owned(),
     };
-    let by_rule =
-        applied.inbound_by_rule.map(|why| format!("\ninbound ones by a rule, which costs each packet a little: {why}"));
+    let by_rule = by_rule.map(|why| format!("\ninbound ones by a rule, which costs each packet a little: {why}"));
     let kind = options.kind;
     Ok(format!(
         "new TCP connections of this network namespace are captured ({kind}){}\n{undo}",

@@ -128,6 +128,15 @@ fn ask(fd: BorrowedFd<'_>, info: &mut [u8]) -> io::Result<()> {
     Block::new().fd(0, fd).count(4, bytes).output(8, info).call(Command::Info).map(drop)
 }
 
+/// What has this number; `None` when it is gone.
+fn by_id(command: Command, id: u32) -> io::Result<Option<OwnedFd>> {
+    match Block::new().word(0, id).open(command) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(error) if is(&error, Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// All that `next` counts up.
 fn numbers(next: Command) -> io::Result<Vec<u32>> {
     let mut ids = Vec::new();

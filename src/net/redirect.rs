@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything is one nftables table, `inet adit`, replaced in one transaction, plus the ip rules and the routing table behind
-//! the marks 0x111 and 0x112; with [`Kind::Connect`] programs of a cgroup take the place of the outbound rules. Applying twice
+//! the marks 0x111 and 0x112; with [`Kind::Connect`] programs of a cgroup and of the namespace take their place. Applying twice
 //! is applying once; [`remove`] takes away everything, also after an `apply` that failed halfway, and nothing that is not adit's.
 //! Fails closed: in doubt about the namespace or about adit's readiness, [`apply`] refuses. `docs/capture.md` tells the
 //! operator's side.
@@ -42,14 +42,6 @@ pub struct Safeguards {
     pub host: bool,
     /// Where adit says whether it is ready; `None`: do not ask.
     pub readiness: Option<SocketAddr>,
-}
-
-/// What [`apply`] has done.
-#[derive(Debug)]
-pub struct Applied {
-    pub rules: RuleSet,
-    /// With [`Kind::Connect`]: why a rule captures inbound connections, and not the sockets.
-    pub inbound_by_rule: Option<ByRule>,
 }
 
 /// What [`confirm`] found.
@@ -138,8 +130,9 @@ pub fn wait_until_ready(address: SocketAddr, limit: Duration) {
     readiness::wait(address, limit);
 }
 
-/// Installs the rules of `options` in the network namespace of the calling thread, in place of any there were.
-pub fn apply(options: &Options, safeguards: &Safeguards) -> Result<Applied, RedirectError> {
+/// Installs the rules of `options` in the network namespace of the calling thread, in place of any there were. With
+/// [`Kind::Connect`] it returns why a rule captures inbound connections, if not the sockets do.
+pub fn apply(options: &Options, safeguards: &Safeguards) -> Result<Option<ByRule>, RedirectError> {
     if options.mark.is_none() && options.uids.is_empty() {
         return Err(RedirectError::NothingExempt);
     }
@@ -166,12 +159,11 @@ pub fn apply(options: &Options, safeguards: &Safeguards) -> Result<Applied, Redi
         }
         return Err(error);
     }
-    let inbound_by_rule = match attached {
+    match attached {
         Some(attached) => attached.finish(),
         None => allowed(connect::remove()).map(|_any| None),
     }
-    .map_err(RedirectError::Connect)?;
-    Ok(Applied { rules, inbound_by_rule })
+    .map_err(RedirectError::Connect)
 }
 
 /// Routes and rules, and nothing of an earlier `apply` that they do not need.

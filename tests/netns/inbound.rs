@@ -222,14 +222,21 @@ fn every_worker_of_the_daemon_gets_connections() {
         let told = succeeds(&lab.adit, &format!("redirect apply --kind connect --cgroup {}", cgroup.display()));
         assert!(!told.contains("by a rule"), "{told}");
         let application = Door::open(&lab.adit, 8080);
+        let mut open = Vec::new();
         for family in Family::BOTH {
             for _ in 0..20 {
-                let mut stream = dial(&lab.client, at(&lab.adit, family, 8080));
-                let mut accepted = application.accept();
-                assert_ne!(accepted.local.port(), 15006);
-                talk(&mut stream, &mut accepted.stream);
+                open.push(reaches(&lab.client, &application, at(&lab.adit, family, 8080)));
             }
         }
+        let listed = lab.adit.output(env!("CARGO_BIN_EXE_adit"), &["connections", "--json"]);
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        let ids = listed["connections"].as_array().expect("a list").iter().map(|one| one["id"].as_u64());
+        let workers: Vec<u64> = ids.map(|id| id.expect("a number") >> 48).collect();
+        assert_eq!(workers.len(), open.len(), "past adit");
+        for worker in 0..3 {
+            assert!(workers.contains(&worker), "{workers:?}");
+        }
+        drop(open);
         assert!(!tracks(&lab.adit));
         succeeds(&lab.adit, "redirect remove");
         daemon.stop();

@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::io::Errno;
-
-use super::{Block, Command, Hook, Program, ask, is, word_at};
+use super::{Block, Command, Hook, Program, ask, by_id, word_at};
 
 /// A program's place.
 #[derive(Debug)]
@@ -30,11 +28,7 @@ impl Link {
     /// # Errors
     /// What the kernel says: EPERM without CAP_SYS_ADMIN.
     pub fn by_id(id: u32) -> io::Result<Option<Self>> {
-        match Block::new().word(0, id).open(Command::LinkById) {
-            Ok(fd) => Ok(Some(Self(fd))),
-            Err(error) if is(&error, Errno::NOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(by_id(Command::LinkById, id)?.map(Self))
     }
 
     /// The number of its program.

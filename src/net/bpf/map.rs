@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::{Block, Command, ask, is, name_at, word_at};
+use super::{Block, Command, ask, by_id, is, name_at, word_at};
 
 /// What a map is, with the number that the kernel has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +69,7 @@ impl Map {
     /// # Errors
     /// What the kernel says: EPERM without CAP_SYS_ADMIN.
     pub fn by_id(id: u32) -> io::Result<Option<Self>> {
-        match Block::new().word(0, id).open(Command::MapById) {
-            Ok(fd) => Self::opened(fd).map(Some),
-            Err(error) if is(&error, Errno::NOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
+        by_id(Command::MapById, id)?.map(Self::opened).transpose()
     }
 
     /// The sizes are asked for: what is read and written must have them.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::{Block, Command, ask, asm, is, name_at, word_at};
+use super::{Block, Command, ask, asm, by_id, is, name_at, word_at};
 
 /// Long enough for the reason of any refusal; what does not fit, the kernel cuts at the front.
 const LOG_BYTES: usize = 64 * 1024;
@@ -109,11 +109,7 @@ impl Program {
     /// # Errors
     /// What the kernel says: EPERM without CAP_SYS_ADMIN.
     pub fn by_id(id: u32) -> io::Result<Option<Self>> {
-        match Block::new().word(0, id).open(Command::ProgById) {
-            Ok(fd) => Ok(Some(Self(fd))),
-            Err(error) if is(&error, Errno::NOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(by_id(Command::ProgById, id)?.map(Self))
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

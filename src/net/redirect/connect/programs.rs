@@ -98,10 +98,7 @@ pub(super) fn program(hook: Hook, plan: &Plan, tables: &Tables) -> Result<Vec<u8
 /// Whether to capture what is dialled, and if so, where to.
 fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
     let (leave, exempt, not_chosen, refuse) = (asm.label(), asm.label(), asm.label(), asm.label());
-    unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
-    unless(asm, R6, ADDR_PROTOCOL, IPPROTO_TCP, leave);
-    unless_namespace(asm, plan, leave);
-    asm.load(Double, R7, R6, ADDR_SK);
+    unless_tcp_of_ours(asm, plan, leave);
     unless_adit(asm, plan, leave);
     if tables.clients.is_some() {
         clients::unless_told_of(asm, leave);
@@ -142,6 +139,14 @@ fn connect(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
     asm.bind(refuse);
     asm.set(R0, 0);
     asm.exit();
+}
+
+/// `R7`: the socket, if it is one for TCP in this namespace.
+fn unless_tcp_of_ours(asm: &mut Asm, plan: &Plan, leave: Label) {
+    unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
+    unless(asm, R6, ADDR_PROTOCOL, IPPROTO_TCP, leave);
+    unless_namespace(asm, plan, leave);
+    asm.load(Double, R7, R6, ADDR_SK);
 }
 
 /// `R7` is the socket.

@@ -6,7 +6,7 @@
 
 use super::layout::*;
 use super::parts::*;
-use super::{Plan, Tables, Version, address_to_stack, remember};
+use super::{Plan, Tables, Version, address_to_stack, remember, unless_tcp_of_ours};
 use crate::net::bpf::Map;
 use crate::net::bpf::asm::{Asm, Condition, Label, Reg, Width};
 use crate::net::redirect::options::{CLIENT_MARK, MARK_MASK};
@@ -25,10 +25,7 @@ pub(super) fn unless_told_of(asm: &mut Asm, leave: Label) {
 /// Takes the address that adit binds to for the client's, and leaves the socket unbound.
 pub(super) fn take(asm: &mut Asm, version: Version, plan: &Plan, tables: &Tables) {
     let (leave, told, refuse) = (asm.label(), asm.label(), asm.label());
-    unless(asm, R6, ADDR_TYPE, SOCK_STREAM, leave);
-    unless(asm, R6, ADDR_PROTOCOL, IPPROTO_TCP, leave);
-    unless_namespace(asm, plan, leave);
-    asm.load(Double, R7, R6, ADDR_SK);
+    unless_tcp_of_ours(asm, plan, leave);
     unless_told_of(asm, told);
     asm.jump(leave);
     asm.bind(told);
